@@ -99,7 +99,7 @@ def is_safetensors(head: bytes, size: int) -> bool:
     return struct.unpack("<Q", head[:8])[0] <= size - 8
 
 
-def bad_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def unusable_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Tensors that cannot be weights: name -> reason.
 
     The reasons: NaN or infinity, not dense, or an expanded view above 1 MiB.

@@ -59,17 +59,17 @@ def _ended(text: str) -> str:
     return text if bare == text and text.endswith(("?", "!", ".")) else f"{bare}."
 
 
-def first_of(items: Iterable[object], most: int, separator: str = ", ") -> str:
-    """The first `most` items as text; if there are more, with "and N more" at the end.
+def first_of(items: Iterable[object], limit: int, separator: str = ", ") -> str:
+    """The first `limit` items as text; if there are more, with "and N more" at the end.
 
     Raises:
-        ValueError: `most` is below 1.
+        ValueError: `limit` is below 1.
     """
-    if most < 1:
-        raise ValueError(f"most is {most}, not 1 or more")
+    if limit < 1:
+        raise ValueError(f"limit is {limit}, not 1 or more")
     texts = [str(item) for item in items]
-    rest = len(texts) - most
-    return separator.join(texts[:most]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(texts) - limit
+    return separator.join(texts[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _printable(text: str) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from kdep_bench.errors import KdepError
 
-SHOWN = 10  # maximum number of faults that one error lists
-ALIKE = 2  # maximum number of listed faults of the same kind
+MAX_LISTED = 10  # maximum number of faults that one error lists
+MAX_PER_KIND = 2  # maximum number of listed faults of the same kind
 
 
 class Faults:
@@ -24,7 +24,7 @@ class Faults:
         self._kinds: dict[str, dict[str, KdepError]] = {}
 
     def add(self, fault: KdepError, kind: str = "") -> None:
-        """Adds a fault, or all that it lists; only ALIKE of the same `kind` are listed in full."""
+        """Adds a fault, or all that it lists; only MAX_PER_KIND of the same `kind` are listed."""
         for single in fault.faults or (fault,):
             own_kind = (single.fix if self._by_fix else "") or str(single)
             self._kinds.setdefault(kind or own_kind, {})[str(single)] = single
@@ -54,7 +54,7 @@ class Faults:
         lines: list[str] = []
         n_reported = 0  # faults that are listed, or counted behind a listed fault of their kind
         for same_kind in self._kinds.values():
-            listed = list(same_kind)[: min(ALIKE, SHOWN - len(lines))]
+            listed = list(same_kind)[: min(MAX_PER_KIND, MAX_LISTED - len(lines))]
             if not listed:
                 break
             lines += [f"\n  {n}. {text}" for n, text in enumerate(listed, len(lines) + 1)]

@@ -55,13 +55,13 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-LARGEST_JSON = 4 << 30  # bytes; the largest official annotation file has 0.5 GB
-LARGEST_NUMBER = 1e100  # its square is finite; so are sums of numbers up to it
-DEEPEST = 50  # most levels of nested lists and objects in a file that kdep_bench wrote
+MAX_JSON_BYTES = 4 << 30  # bytes; the largest official annotation file has 0.5 GB
+MAX_NUMBER = 1e100  # its square is finite; so are sums of numbers up to it
+MAX_DEPTH = 50  # most levels of nested lists and objects in a file that kdep_bench wrote
 _MAX_DIGITS = 20  # most digits of an integer; counts, ids and sizes have fewer
 
 
-def read_json(path: str | Path, max_bytes: int = LARGEST_JSON) -> Any:
+def read_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """The content of a JSON file that a user may have written.
 
     A key that occurs twice in one object is an error, because it is ambiguous. NaN and infinities,
@@ -80,7 +80,7 @@ def read_json(path: str | Path, max_bytes: int = LARGEST_JSON) -> Any:
     )
 
 
-def read_strict(path: str | Path, max_bytes: int = LARGEST_JSON, follow: bool = True) -> Any:
+def read_strict(path: str | Path, max_bytes: int = MAX_JSON_BYTES, follow: bool = True) -> Any:
     """The content of a JSON file that kdep_bench wrote.
 
     Args:
@@ -90,7 +90,7 @@ def read_strict(path: str | Path, max_bytes: int = LARGEST_JSON, follow: bool = 
 
     Raises:
         KdepError: as `read_json`; also for content that kdep_bench never writes: NaN, infinities,
-            numbers above LARGEST_NUMBER, more than DEEPEST levels.
+            numbers above MAX_NUMBER, more than MAX_DEPTH levels.
     """
     return parse_strict(read_bytes(path, max_bytes, follow), str(path))
 
@@ -169,9 +169,9 @@ def _bounded_int(text: str) -> int:
 
 
 def _bounded_float(text: str) -> float:
-    """The number in `text`; raises ValueError above LARGEST_NUMBER."""
+    """The number in `text`; raises ValueError above MAX_NUMBER."""
     value = float(text)
-    if not -LARGEST_NUMBER <= value <= LARGEST_NUMBER:
+    if not -MAX_NUMBER <= value <= MAX_NUMBER:
         raise ValueError(f"the number {text[:40]} is out of range")
     return value
 
@@ -182,10 +182,10 @@ def _refuse_constant(text: str) -> float:
 
 
 def _check_depth(value: Any) -> None:
-    """Raises RecursionError for more than DEEPEST nested levels."""
+    """Raises RecursionError for more than MAX_DEPTH nested levels."""
     containers, depth = [value], 0  # the lists and dicts at this depth
     while containers:
-        if depth > DEEPEST:
+        if depth > MAX_DEPTH:
             raise RecursionError
         depth += 1
         items = [

@@ -21,7 +21,7 @@ from kdep_bench.errors import KdepError
 
 # Flags of open(2): no link as the last component, and no waiting for the other end of a FIFO.
 _GUARDS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-LARGEST = 256 << 20  # bytes of the largest file that is read, by default
+MAX_BYTES = 256 << 20  # bytes of the largest file that is read, by default
 MODE, FOLDER_MODE = 0o666, 0o777  # minus the umask, which a user sets to share a work dir
 
 
@@ -92,7 +92,7 @@ def _not_a_file(path: str | os.PathLike[str], mode: int) -> KdepError:
 
 def read_bytes(
     path: str | os.PathLike[str],
-    limit: int = LARGEST,
+    limit: int = MAX_BYTES,
     dir_fd: int | None = None,
     follow: bool = False,
 ) -> bytes:

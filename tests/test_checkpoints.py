@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kdep_bench.checkpoints import bad_tensors, read_checkpoint
+from kdep_bench.checkpoints import read_checkpoint, unusable_tensors
 from kdep_bench.errors import KdepError
 
 STATE = {"conv.weight": torch.randn(4, 3, 3, 3), "conv.bias": torch.zeros(4)}
@@ -144,11 +144,11 @@ def test_a_tensor_larger_than_its_file_is_reported_without_reading_its_values(tm
     ids = torch.arange(50).expand((1, -1))
     torch.save({"w": huge, "ids": ids}, tmp_path / "w.pth")
     read = read_checkpoint(tmp_path / "w.pth")
-    assert list(bad_tensors(read)) == ["w"]
+    assert list(unusable_tensors(read)) == ["w"]
 
 
 def test_tensors_that_cannot_be_weights_are_named():
-    named = bad_tensors(
+    named = unusable_tensors(
         {
             "nan": torch.tensor([1.0, torch.nan]),
             "inf": torch.tensor([torch.inf], dtype=torch.float16),

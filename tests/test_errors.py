@@ -52,7 +52,7 @@ def test_a_shortened_list_says_how_many_items_are_left_out():
     assert first_of(iter("abcd"), 2) == "a, b and 2 more"
     assert first_of(iter("abc"), 2, "; ") == "a; b and 1 more"
     assert first_of([], 1) == ""
-    with pytest.raises(ValueError, match="most is 0"):
+    with pytest.raises(ValueError, match="limit is 0"):
         first_of("ab", 0)
 
 

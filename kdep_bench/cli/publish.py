@@ -22,7 +22,7 @@ from kdep_bench.files import file_hash, write_atomic, write_json
 from kdep_bench.safe_files import copy_file, real_folder
 from kdep_bench.suite.graph import Plan, TransferRun
 from kdep_bench.suite.schema import Suite
-from kdep_bench.transfer.model_card import CARD, PTH, SAFE, card
+from kdep_bench.transfer.model_card import CARD, PTH, SAFETENSORS, card
 
 
 @dataclass
@@ -101,7 +101,7 @@ def _publish_one(
     outputs = _upstream_outputs(plan, work, stage_id, run, gaps)
     folder = real_folder(out / stage_id)
     copy_file(source, folder / PTH)
-    checksums = {PTH: record["outputs"]["checksum"], SAFE: to_safetensors(source, folder)}
+    checksums = {PTH: record["outputs"]["checksum"], SAFETENSORS: to_safetensors(source, folder)}
     about, origin = plan.stages[stage_id].about, f"{stage_id}, suite {suite.name}"
     text = card(about, run.student, outputs, record["outputs"], checksums, origin)
     write_atomic(folder / CARD, text)
@@ -150,7 +150,7 @@ def to_safetensors(source: Path, folder: Path) -> str:
     from kdep_bench.transfer.gate import read_tensors
 
     tensors = {k: v.contiguous() for k, v in read_tensors(source).items()}
-    partial = folder / f".{SAFE}.partial"
+    partial = folder / f".{SAFETENSORS}.partial"
     partial.unlink(missing_ok=True)
     try:
         save_file(tensors, partial, metadata={"format": "pt"})
@@ -160,13 +160,14 @@ def to_safetensors(source: Path, folder: Path) -> str:
             torch.equal(written[name], tensors[name]) for name in written
         ):
             raise KdepError(
-                f"the written file {folder / SAFE} does not contain the same tensors as {source}",
+                f"the written file {folder / SAFETENSORS} does not contain the same tensors as "
+                f"{source}",
                 fix="run the same command again",
             )
-        partial.replace(folder / SAFE)
+        partial.replace(folder / SAFETENSORS)
     finally:
         partial.unlink(missing_ok=True)
-    return file_hash(folder / SAFE)
+    return file_hash(folder / SAFETENSORS)
 
 
 def _add_hf(plan: Plan, folders: list[Path], out: Path) -> list[Path]:
@@ -182,7 +183,7 @@ def _add_hf(plan: Plan, folders: list[Path], out: Path) -> list[Path]:
     for folder in folders:
         hub_folder = real_folder(out / folder.name)
         text = (folder / CARD).read_text(encoding="utf-8")
-        write_hf(students[folder.name], folder / SAFE, text, hub_folder)
+        write_hf(students[folder.name], folder / SAFETENSORS, text, hub_folder)
         hub_folders.append(hub_folder)
     return hub_folders
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # In the order of the output. 'left': must run; 'skipped': not done, but also not needed.
 STATES = ("done", "running", "failed", "interrupted", "damaged", "left", "skipped")
-_COUNTED = ("done", "left", "skipped")  # stages in these states are counted, not listed
+_COUNTED_STATES = ("done", "left", "skipped")  # stages in these states are counted, not listed
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _owner(work: Path, stage_id: str) -> str:
     from kdep_bench.engine.lock import StageLock
 
     lock = StageLock(work, stage_id)
-    return lock.owner() if lock.held_elsewhere() else ""
+    return lock.owner() if lock.is_held_by_any() else ""
 
 
 def text(name: str, states: list[StageState], suite: str | None) -> str:
@@ -137,7 +137,7 @@ def text(name: str, states: list[StageState], suite: str | None) -> str:
     summary = ", ".join(f"{counts[k]} {k}" for k in STATES if counts[k] or k == "done")
     lines = [f"{name}: {len(states)} stages, {summary}"]
     for listed in STATES:
-        if listed not in _COUNTED:
+        if listed not in _COUNTED_STATES:
             lines += [
                 f"{s.state:11s}  {s.id}  {s.detail}".rstrip() for s in states if s.state == listed
             ]

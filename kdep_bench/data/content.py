@@ -37,7 +37,7 @@ from kdep_bench.errors import KdepError, first_of
 from kdep_bench.files import canonical_json, write_atomic
 
 RACY_NS = 2_000_000_000  # coarsest timestamps in use: 2 s (FAT)
-NAMED = 3  # maximum number of files that a message names
+MAX_NAMED_FILES = 3  # maximum number of files that a message names
 _MAGIC = b"kdep content 1 "
 _UNSETTLED = b"-"  # in place of a signature: read this file again next time
 _FILES_PER_TASK = 256  # a task is the work that one thread does at a time
@@ -197,11 +197,11 @@ class Changes:
         parts: list[str] = []
         needs_noun = True
         if self.changed:
-            parts.append(f"{first_of(map(_short, self.changed), NAMED)} changed")
+            parts.append(f"{first_of(map(_short, self.changed), MAX_NAMED_FILES)} changed")
         for names, word in ((self.added, "added"), (self.removed, "removed")):
             if names:
-                names_text = ", ".join(_short(n) for n in names[:NAMED])
-                dots = ", ..." if len(names) > NAMED else ""
+                names_text = ", ".join(_short(n) for n in names[:MAX_NAMED_FILES])
+                dots = ", ..." if len(names) > MAX_NAMED_FILES else ""
                 noun = f" file{'s' * (len(names) > 1)}" if needs_noun else ""
                 parts.append(f"{len(names)}{noun} {word} ({names_text}{dots})")
                 needs_noun = False

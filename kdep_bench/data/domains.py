@@ -70,7 +70,7 @@ def changed(image: np.ndarray, domain: str, seed: Sequence[int]) -> np.ndarray:
     return np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)
 
 
-def seed_of(file_name: str) -> list[int]:
+def seed_from_name(file_name: str) -> list[int]:
     """The seed of an image file, from its name without folders."""
     return [zlib.crc32(file_name.rpartition("/")[2].encode())]
 

@@ -58,18 +58,18 @@ MAX_BYTES = 1 << 30  # size of the largest image file
 ORIENTATION = 0x0112  # number of the EXIF tag
 # Grey levels (0..255); below it a 64 x 64 thumbnail counts as having no contrast.
 NO_CONTRAST_SD = 2.0
-LISTED = 10  # maximum number of faults that one error lists
+MAX_LISTED_FAULTS = 10  # maximum number of faults that one error lists
 _PLAIN_FORMATS = ("JPEG", "MPO", "PNG", "BMP")
 _PLAIN_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
-_ALPHA = ("LA", "RGBA", "PA")  # Pillow's modes with an alpha channel
-_DEEP = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of 16-bit grey
+_MODES_WITH_ALPHA = ("LA", "RGBA", "PA")  # Pillow's modes with an alpha channel
+_MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of 16-bit grey
 _FETCH = "copy or download it again"
-_SHALLOW = 4096  # 16-bit values that are all below this come from a 12-bit camera
+_LIMIT_12_BIT = 4096  # 16-bit values that are all below this come from a 12-bit camera
 
 # Reasons for a conversion, as shown in the data card.
 ALPHA = "alpha channel (composited on white)"
-TURNED = "EXIF orientation (rotated upright)"
-DEEP = "16-bit (0..65535 scaled to 0..255)"
+EXIF_ROTATED = "EXIF orientation (rotated upright)"
+SCALED_16_BIT = "16-bit (0..65535 scaled to 0..255)"
 FRAMES = "several frames (the first is used)"
 
 
@@ -135,7 +135,7 @@ class Inspection:
 
 
 def raise_all(faults: Sequence[KdepError], subject: str) -> None:
-    """Raises one KdepError that lists the first LISTED `faults`; a single fault is raised as it is.
+    """Raises one KdepError that lists the first MAX_LISTED_FAULTS `faults`; a single one as it is.
 
     Args:
         faults: if empty, nothing is raised.
@@ -144,9 +144,9 @@ def raise_all(faults: Sequence[KdepError], subject: str) -> None:
     if len(faults) == 1:
         raise faults[0]
     if faults:
-        lines = [f"\n  - {fault}" for fault in faults[:LISTED]]
-        if len(faults) > LISTED:
-            lines.append(f"\n  - and {len(faults) - LISTED} more")
+        lines = [f"\n  - {fault}" for fault in faults[:MAX_LISTED_FAULTS]]
+        if len(faults) > MAX_LISTED_FAULTS:
+            lines.append(f"\n  - and {len(faults) - MAX_LISTED_FAULTS} more")
         raise KdepError(f"{len(faults)} {subject} cannot be used:" + "".join(lines))
 
 
@@ -288,7 +288,7 @@ def examine(data: bytes, file: Path, sha256: str = "") -> ImageInfo:
             # at least 64 pixels if they have them.
             image.draft(mode, (64, 64))
         image.load()
-        has_alpha = mode in _ALPHA or "transparency" in image.info
+        has_alpha = mode in _MODES_WITH_ALPHA or "transparency" in image.info
         grey = image.convert("L") if mode in ("L", "RGB") else None
     kinds: list[str] = []
     if kind not in _PLAIN_FORMATS:
@@ -298,7 +298,7 @@ def examine(data: bytes, file: Path, sha256: str = "") -> ImageInfo:
     if has_alpha:
         kinds.append(ALPHA)
     if depth > 8:
-        kinds.append(DEEP)
+        kinds.append(SCALED_16_BIT)
     elif depth < 8:
         kinds.append("1-bit" if mode == "1" else f"{depth}-bit")
     if mode in ("P", "PA"):
@@ -306,7 +306,7 @@ def examine(data: bytes, file: Path, sha256: str = "") -> ImageInfo:
     elif mode in ("CMYK", "YCbCr"):
         kinds.append(mode)
     if orientation != 1:
-        kinds.append(TURNED)
+        kinds.append(EXIF_ROTATED)
     if has_damaged_exif:
         kinds.append("damaged EXIF (ignored)")
     info = ImageInfo(sha256, *size, mode, kind, frames, orientation, tuple(kinds))
@@ -394,7 +394,7 @@ def _depth(image: Image.Image, data: bytes) -> int:
     """
     if image.mode == "1":
         return 1
-    if image.mode in _DEEP or (image.mode == "I" and image.format == "PPM"):
+    if image.mode in _MODES_16_BIT or (image.mode == "I" and image.format == "PPM"):
         return 16
     if image.format == "PNG" and len(data) > 24:
         return data[24] if image.mode not in ("P", "PA") else 8  # bit depth in the IHDR chunk
@@ -414,7 +414,7 @@ def _pnm_maximum(data: bytes) -> int:
 
 
 def _check_mode(info: ImageInfo, file: Path) -> None:
-    if info.mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", *_ALPHA, *_DEEP):
+    if info.mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", *_MODES_WITH_ALPHA, *_MODES_16_BIT):
         return
     if info.mode == "I" and info.format == "PPM":
         return
@@ -429,9 +429,9 @@ def _check_mode(info: ImageInfo, file: Path) -> None:
 def _check_range(data: bytes, file: Path) -> None:
     """Raises KdepError for a 16-bit image whose values do not use the range of 16 bits."""
     with _decoding(data, file) as image:
-        is_colour = image.mode not in (*_DEEP, "I")
+        is_colour = image.mode not in (*_MODES_16_BIT, "I")
         top = int((_deep_colour(data) if is_colour else np.asarray(image)).max())
-    if 0 < top < _SHALLOW:
+    if 0 < top < _LIMIT_12_BIT:
         raise KdepError(
             f"the 16-bit image {file} has no value above {top}; converted to 8 bit it would be "
             f"nearly black (at most {round(top / 257)} of 255)",
@@ -511,7 +511,7 @@ def plain_pixels(data: bytes, file: Path) -> Image.Image:
     with _decoding(data, file) as image:
         image.seek(0)
         depth, orientation = _depth(image, data), _orientation(image)[0]
-        if depth > 8 and image.mode not in (*_DEEP, "I"):
+        if depth > 8 and image.mode not in (*_MODES_16_BIT, "I"):
             out = _eight_bit(_deep_colour(data))
             if image.format == "TIFF":
                 orientation = 1  # with IMREAD_UNCHANGED, OpenCV rotates TIFFs and no other format
@@ -520,7 +520,7 @@ def plain_pixels(data: bytes, file: Path) -> Image.Image:
             orientation = _orientation(image)[0]  # again: Pillow rotates a TIFF when it loads it
             if depth > 8:
                 out = _eight_bit(np.asarray(image).astype(np.uint16))
-            elif image.mode in _ALPHA or "transparency" in image.info:
+            elif image.mode in _MODES_WITH_ALPHA or "transparency" in image.info:
                 out = _on_white(image)
             else:
                 out = image.convert("L" if image.mode in ("L", "1") else "RGB")

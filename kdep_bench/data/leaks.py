@@ -2,8 +2,8 @@
 
 The hash is `imagehash.phash` with 256 bits. Each bit states whether one of the 16 x 16 lowest DCT
 coefficients of the 64 x 64 grey image is above their median. Two images are near duplicates if at
-most NEAR bits differ. Measured on 2,500 images of the pocket pool, 178 photographs and synthetic
-images:
+most MAX_DIFFERENT_BITS bits differ. Measured on 2,500 images of the pocket pool, 178 photographs
+and synthetic images:
 
 | change of an image | bits that differ: median, 95th percentile |
 |---|---|
@@ -40,9 +40,9 @@ from kdep_bench.data.images import ImageInfo
 from kdep_bench.data.listing import shown
 from kdep_bench.errors import KdepError
 
-NEAR = 20  # maximum number of differing bits of near duplicates
+MAX_DIFFERENT_BITS = 20  # maximum number of differing bits of near duplicates
 BITS = 256
-LISTED = 5  # maximum number of pairs of files that an output names
+MAX_EXAMPLES = 5  # maximum number of pairs of files that an output names
 _BLOCK = 32  # candidates per query that are compared at once
 _QUERIES = 4096  # queries that are compared at once; limits the memory
 
@@ -76,7 +76,7 @@ class Leak:
         return self.second.partition("/")[0]
 
     @property
-    def harmless(self) -> bool:
+    def is_harmless(self) -> bool:
         """Whether the sets are the pool and a training split, so that no test score changes."""
         return self.first == POOL and self.second.endswith("/train")
 
@@ -150,7 +150,7 @@ def notes(leaks: Iterable[Leak]) -> dict[str, list[str]]:
     """
     out: dict[str, list[str]] = {}
     for leak in leaks:
-        if not leak.allowed and not leak.harmless:
+        if not leak.allowed and not leak.is_harmless:
             out.setdefault(leak.part, []).append(leak.sentence())
     return out
 
@@ -187,7 +187,7 @@ def _compare(first: str, second: str, a: _Hashes, b: _Hashes) -> Leak:
     rows = [[b.files[i], a.files[first_with[b.content[i]]], "equal"] for i in sorted(equal)]
     # Positions in `b.index` of the images that have no equal file in `a`.
     rest = np.array([k for k, i in enumerate(b.index) if int(i) not in equal], np.int64)
-    match, distance = find_within(a.words, a.bits, b.words[rest], b.bits[rest], NEAR)
+    match, distance = find_within(a.words, a.bits, b.words[rest], b.bits[rest], MAX_DIFFERENT_BITS)
     near_rows = np.flatnonzero(match >= 0)
     leak.near = len(near_rows)
     rows += [
@@ -195,7 +195,7 @@ def _compare(first: str, second: str, a: _Hashes, b: _Hashes) -> Leak:
     ]
     leak.examples = [
         [_short(file), _short(match_file), difference]
-        for file, match_file, difference in rows[:LISTED]
+        for file, match_file, difference in rows[:MAX_EXAMPLES]
     ]
     return leak
 

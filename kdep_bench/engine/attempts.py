@@ -238,7 +238,7 @@ class Attempt:
                 fix="stop that program and run the suite again",
             )
         for entry in os.scandir(out):
-            if entry.name.startswith(state.BEFORE):
+            if entry.name.startswith(state.PREVIOUS_PREFIX):
                 remove(entry.path)
         return True
 
@@ -359,7 +359,7 @@ def _move_into(out: Path, path: Path) -> None:
     if not os.path.lexists(out):
         return
     try:
-        os.rename(out, path / f"{state.BEFORE}{os.urandom(4).hex()}")
+        os.rename(out, path / f"{state.PREVIOUS_PREFIX}{os.urandom(4).hex()}")
     except OSError as e:
         if e.errno != errno.EXDEV:  # see `_move_here`
             raise

@@ -40,7 +40,7 @@ RUNS_DIR = ".cluster"  # folder of the work dir with one folder per run
 RUN_FILE = "suite.json"  # file of a run that the Snakefile reads
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 # Cores requested for a stage that would use all cores of a machine, unless runtime.cpus is set.
-WIDE_CORES = 4
+CORES_OF_WHOLE_MACHINE = 4
 # Seconds. Jobs with a shorter time limit request no warning signal, because Slurm may send it up to
 # 60 s early.
 SHORT_JOB = 120.0
@@ -162,7 +162,7 @@ def snakefile_entry(
     gres = f"gpu:{stage.gpus}" if is_slurm and stage.gpus else ""
     counts_gpus = not is_slurm and (not options.is_local or bool(options.gpus))
     nodes = 1 if options.is_local else stage.nodes
-    default_cores = cpu_count() if options.is_local else WIDE_CORES
+    default_cores = cpu_count() if options.is_local else CORES_OF_WHOLE_MACHINE
     limit = stage.time or stage.timeout  # seconds
     slurm_options = ["--open-mode=append"]
     if limit >= SHORT_JOB:

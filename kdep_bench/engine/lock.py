@@ -4,8 +4,9 @@ The file `<work>/.locks/<stage id>` is locked with flock(2) and names its owner.
 machine the kernel frees the lock when the owner ends, for whatever reason. On some network file
 systems, flock does not work between machines, or the lock remains after its machine has crashed.
 The owner therefore also increments a counter in the file (the heartbeat). If the counter of an
-owner on another machine has not changed for STALE seconds, the owner counts as dead. Each watcher
-measures these seconds with its own monotonic clock: clocks of different machines are not compared.
+owner on another machine has not changed for HEARTBEAT_TIMEOUT seconds, the owner counts as dead.
+Each watcher measures these seconds with its own monotonic clock: clocks of different machines are
+not compared.
 
 If flock does not work, two processes that start a stage at the same moment both find it free. The
 process whose entry was written later keeps the lock; the other process stops at its next heartbeat.
@@ -34,9 +35,10 @@ from kdep_bench.errors import KdepError
 from kdep_bench.safe_files import is_real_folder, open_regular, read_bytes, real_folder
 
 LOCKS = ".locks"
-BEAT = 10.0  # seconds between heartbeats
+HEARTBEAT_INTERVAL = 10.0  # seconds between heartbeats
 _ENTRY_BYTES = 4096  # bytes; a lock file is read up to this size
-STALE = 120.0  # seconds without a heartbeat after which an owner on another machine is dead
+# Seconds without a heartbeat after which an owner on another machine is dead.
+HEARTBEAT_TIMEOUT = 120.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class StageLock:
 
         Args:
             on_loss: called from the heartbeat thread if another process has taken the lock over.
-            beat: seconds between heartbeats; default BEAT.
+            beat: seconds between heartbeats; default HEARTBEAT_INTERVAL.
 
         Returns:
             whether this process holds the lock now.
@@ -141,7 +143,7 @@ class StageLock:
             _write(fd, _text(self.entry, 0))
             self._is_written = True
         self._free.clear()
-        interval = BEAT if beat is None else beat
+        interval = HEARTBEAT_INTERVAL if beat is None else beat
         threading.Thread(target=self._beat, args=(interval, on_loss), daemon=True).start()
         return True
 
@@ -213,7 +215,7 @@ class StageLock:
         finally:
             os.close(fd)
 
-    def held_elsewhere(self) -> bool:
+    def is_held_by_any(self) -> bool:
         """Whether any process holds the lock, here or on another machine."""
         return self.content() is not None
 
@@ -248,7 +250,7 @@ class Watch:
 
     def __init__(self, work: Path, stale: float | None = None) -> None:
         self.work = work
-        self.stale = STALE if stale is None else stale
+        self.stale = HEARTBEAT_TIMEOUT if stale is None else stale
         # Stage id -> (its last entry, time.monotonic() at which this entry was first seen).
         self._seen: dict[str, tuple[bytes, float]] = {}
 

@@ -167,7 +167,7 @@ def _job() -> dict[str, str]:
     return dict(re.findall(r"(\w+)=(\S+)", result.stdout))
 
 
-def after_stop(stage: Stage, job: dict[str, str], now: datetime) -> tuple[bool, str | None]:
+def requeue_after_stop(stage: Stage, job: dict[str, str], now: datetime) -> tuple[bool, str | None]:
     """Decides what to do after a stage was stopped by SIGTERM in a Slurm job.
 
     A cancelled job is not requeued and has no error. A preempted job is requeued. A job at its time
@@ -214,9 +214,9 @@ def _on_time_limit(*_: object) -> None:
 
 
 def _exit_code_after_stop(stage: Stage, work: Path) -> int:
-    """Requeues the job or writes failed.json, as `after_stop` decides; returns the exit code."""
+    """Requeues the job or writes failed.json (see `requeue_after_stop`); returns the exit code."""
     job = _job()
-    requeue, fault = after_stop(stage, job, datetime.now())
+    requeue, fault = requeue_after_stop(stage, job, datetime.now())
     if fault:
         stage_process.note_failure(state.folder(work, stage), fault, stage)
         return stage_process.FAULT
@@ -287,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # this process only sees that they failed.
         if code == stage_process.FAULT and stage.nodes > 1:
             job = _job()
-            if after_stop(stage, job, datetime.now())[0]:
+            if requeue_after_stop(stage, job, datetime.now())[0]:
                 return _requeue(stage, work, job)
         return code
     except KdepError as e:

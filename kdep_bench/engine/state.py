@@ -32,7 +32,7 @@ from kdep_bench.suite.schema import Json
 SCHEMA = 1
 STAGE, FAILED, LOG = "stage.json", "failed.json", "stage.log"
 DAMAGED = "stage.json.damaged"  # a stage.json that does not describe the files of its stage
-POINTER, BEFORE = ".try", ".before-"  # see `attempts`
+POINTER, PREVIOUS_PREFIX = ".try", ".before-"  # see `attempts`
 ENGINE_FILES = {STAGE, FAILED, LOG, DAMAGED, POINTER}
 LISTED_FILES = 2000  # number of files that stage.json lists with checksums; others are summarised
 _FAILED_BYTES = 1 << 20  # bytes; failed.json is read up to this size
@@ -59,7 +59,7 @@ def walk(out: Path) -> Iterator[tuple[str, int]]:
     entries = []
     for base, folders, files in os.walk(out):
         if base == os.fspath(out):
-            folders[:] = [f for f in folders if not f.startswith(BEFORE)]
+            folders[:] = [f for f in folders if not f.startswith(PREVIOUS_PREFIX)]
         for name in files:
             path = os.path.join(base, name)
             relative = os.path.relpath(path, out)

@@ -57,7 +57,7 @@ class WorkDirEntry:
     kept_by: tuple[str, ...] = ()
 
     @property
-    def is_run(self) -> bool:
+    def is_cluster_run(self) -> bool:
         return _RUN_DIR.fullmatch(self.id) is not None
 
 
@@ -140,7 +140,7 @@ def stage_state(work: Path, stage_id: str) -> tuple[str, str, tuple[str, ...]]:
             needs = tuple(sorted(set(record["needs"].values())))
     except KdepError:
         status = "damaged"
-    if StageLock(work, stage_id).held_elsewhere():
+    if StageLock(work, stage_id).is_held_by_any():
         status = "running"
     return status, finished, needs
 
@@ -152,7 +152,7 @@ def _attempt_entry(work: Path, name: str, stage_id: str, stage_kept_by: list[str
     """
     status: str = "interrupted"
     kept_by: tuple[str, ...] = ()
-    if StageLock(work, stage_id).held_elsewhere():
+    if StageLock(work, stage_id).is_held_by_any():
         status, kept_by = "running", ("running",)
     elif stage_kept_by and name in attempts.attempt_names(work, stage_id):
         kept_by = (f"the next attempt of {stage_id} continues from it",)
@@ -178,14 +178,14 @@ def _run_state(work: Path, run_dir: Path, queue: Mapping[str, list[str]] | None)
 
     `queue`: stage id -> Slurm jobs; None if this machine has no Slurm.
     """
-    if cluster.run_lock(run_dir).held_elsewhere():
+    if cluster.run_lock(run_dir).is_held_by_any():
         return "running", "running"
     try:
         content = read_strict(run_dir / cluster.RUN_FILE, follow=False)
         stages, executor = list(content["stages"]), content.get("executor")
     except (KdepError, KeyError, TypeError, AttributeError):
         return "ended", ""  # interrupted before it submitted a job
-    if any(StageLock(work, i).held_elsewhere() for i in stages):
+    if any(StageLock(work, i).is_held_by_any() for i in stages):
         return "running", "one of its stages is running"
     jobs = sorted(j for i in stages for j in (queue or {}).get(i, ()))
     if jobs:
@@ -257,11 +257,11 @@ def remove(work: Path, entry: WorkDirEntry) -> bool:
     stage.json is removed first, so that an interrupted removal leaves a stage that is not done.
     """
     out, attempt = work / entry.id, attempts.NAME.fullmatch(entry.id)
-    removable = entry.is_run or attempt or _STAGE_DIR.fullmatch(entry.id)
+    removable = entry.is_cluster_run or attempt or _STAGE_DIR.fullmatch(entry.id)
     if not removable or not is_real_folder(out):
         return False
     stage_id = attempt["stage"] if attempt else entry.id
-    lock = cluster.run_lock(out) if entry.is_run else StageLock(work, stage_id)
+    lock = cluster.run_lock(out) if entry.is_cluster_run else StageLock(work, stage_id)
     if not lock.take():
         return False
     try:
@@ -284,7 +284,7 @@ def size_text(size: float) -> str:
 def summary(entries: Iterable[WorkDirEntry]) -> str:
     """Number and size of the entries, for example '3 stage directories, 1.2 GB'."""
     entries = list(entries)
-    runs = sum(e.is_run for e in entries)
+    runs = sum(e.is_cluster_run for e in entries)
     text = f"{len(entries) - runs} stage directories"
     text += f" and {runs} cluster runs" if runs else ""
     return f"{text}, {size_text(sum(e.bytes for e in entries))}"

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kdep_bench.checkpoints import bad_tensors, read_checkpoint
+from kdep_bench.checkpoints import read_checkpoint, unusable_tensors
 from kdep_bench.errors import KdepError, how_to_rebuild
 
 BASIS, CHANNELS = "basis.pt", "channels.pt"
@@ -104,7 +104,7 @@ def _tensors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
     content = read_checkpoint(path, "the alignment", how_to_rebuild(path.parent))
     entries = content if isinstance(content, dict) else {}
     tensors = {k: v for k, v in entries.items() if isinstance(v, Tensor)}
-    fault_by_name = bad_tensors(tensors)
+    fault_by_name = unusable_tensors(tensors)
     faulty = [k for k in names if k not in tensors or k in fault_by_name]
     faulty += [k for k in tensors if k in fault_by_name and k not in names]
     if faulty:

@@ -17,13 +17,13 @@ from torch import Tensor
 
 # The stored arrays are named "int8_maps.<map>" and "int8_scales.<map>".
 CODES, SCALES = "int8_maps", "int8_scales"
-LARGEST_CODE = 127  # the largest int8; -128 is not used, so codes are symmetric
+MAX_CODE = 127  # the largest int8; -128 is not used, so codes are symmetric
 # Smaller float16 numbers are less precise. A channel of zeros has this scale.
-SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)
+MIN_SCALE = float(np.finfo(np.float16).smallest_normal)
 # Largest relative error. The rounding error is 1/254 of the largest magnitude; this is about twice
 # that.
 TOLERANCE = 2.0**-7
-LARGEST_VALUE = float(np.finfo(np.float16).max)  # the maps are read as float16
+MAX_VALUE = float(np.finfo(np.float16).max)  # the maps are read as float16
 
 
 def quantise(map_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,10 +32,10 @@ def quantise(map_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     A value that is not finite, or beyond float16, gives a scale that is not finite.
     """
     largest = map_BCHW.float().abs().amax((2, 3))
-    scale = torch.where(largest <= LARGEST_VALUE, largest / LARGEST_CODE, torch.inf)
-    scale = scale.clamp(min=SMALLEST_SCALE).half()
+    scale = torch.where(largest <= MAX_VALUE, largest / MAX_CODE, torch.inf)
+    scale = scale.clamp(min=MIN_SCALE).half()
     codes = (map_BCHW.float() / scale.float()[:, :, None, None]).round().nan_to_num(0.0)
-    return codes.clamp(-LARGEST_CODE, LARGEST_CODE).to(torch.int8), scale
+    return codes.clamp(-MAX_CODE, MAX_CODE).to(torch.int8), scale
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from kdep_bench.errors import KdepError
 
 # The stored arrays are named "probabilities.<k>" and "class_numbers.<k>".
 VALUES, CLASSES = "probabilities", "class_numbers"
-MOST_CLASSES = 2**15  # class numbers are stored as int16
+MAX_CLASSES = 2**15  # class numbers are stored as int16
 
 
 def names(k: int) -> tuple[str, str]:
@@ -41,10 +41,10 @@ def largest(logits_BC: Tensor, k: int, teacher: str) -> tuple[Tensor, Tensor]:
             f"but it has {classes} classes",
             fix=f"set top_classes to {classes} or less in the method's objective",
         )
-    if classes > MOST_CLASSES:
+    if classes > MAX_CLASSES:
         raise KdepError(
             f"the teacher {teacher} has {classes} classes",
-            expected=f"at most {MOST_CLASSES}, for class numbers stored as int16",
+            expected=f"at most {MAX_CLASSES}, for class numbers stored as int16",
             fix="use a method that reads its logits",
         )
     values, index = F.softmax(logits_BC.float(), 1).topk(k, 1)

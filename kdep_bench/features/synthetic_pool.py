@@ -27,7 +27,7 @@ from kdep_bench.features.few_shot import FewShotImages
 from kdep_bench.registry import build
 from kdep_bench.teachers.base import Teacher, build_teacher
 
-WHOLE = np.array([0, 0, 1, 1], np.float32)  # box of a crop that is the whole image
+WHOLE_IMAGE = np.array([0, 0, 1, 1], np.float32)  # box of a crop that is the whole image
 BATCH = 32  # images per forward pass of the teacher
 
 
@@ -65,7 +65,7 @@ def prepare(
     files = list_images(root).images
     selected = np.sort(select_for_spec(files, spec, inputs))
     paths = [root / files[i] for i in selected]
-    pixels = np.stack([render(read_rgb(p), WHOLE, flip=False, px=maker.px) for p in paths])
+    pixels = np.stack([render(read_rgb(p), WHOLE_IMAGE, flip=False, px=maker.px) for p in paths])
     classes = predicted_classes(build_teacher(spec["teacher"]), paths)
     mixed, generated = maker.make(pixels, classes, int(spec["seed"]), progress)
     made = {"few": pixels, "mixed": mixed, "generated": generated}
@@ -108,7 +108,7 @@ def predicted_classes(teacher: Teacher, paths: list[Path]) -> np.ndarray:
     for start in range(0, len(paths), BATCH):
         part = paths[start : start + BATCH]
         images = np.stack(
-            [render(read_rgb(p), WHOLE, flip=False, px=teacher.input_px) for p in part]
+            [render(read_rgb(p), WHOLE_IMAGE, flip=False, px=teacher.input_px) for p in part]
         )
         logits = run_teacher(teacher, torch.from_numpy(images).permute(0, 3, 1, 2)).logits
         if logits is None:

@@ -15,8 +15,8 @@ from kdep_bench.files import read_strict
 from kdep_bench.flops import FORWARD_AND_BACKWARD
 from kdep_bench.forecast.costs import Costs
 from kdep_bench.forecast.work import (
-    COUNTED,
     GPU_KINDS,
+    NETWORKS_FILE,
     WORK_DIR_COUNTS,
     Forecast,
     Hours,
@@ -161,9 +161,9 @@ def from_finished(plan: Plan, costs: Costs, ids: Iterable[str]) -> Hours:
 
 
 def count_networks(suite: str, work: Path, rehearse: bool) -> None:
-    """Counts the FLOPs of the suite's networks that are not in COUNTED; writes WORK_DIR_COUNTS."""
+    """Writes WORK_DIR_COUNTS: FLOPs of the suite's networks that are not in NETWORKS_FILE."""
     work.mkdir(parents=True, exist_ok=True)
-    _networks(suite, work / WORK_DIR_COUNTS, rehearse, "--known", str(COUNTED))
+    _networks(suite, work / WORK_DIR_COUNTS, rehearse, "--known", str(NETWORKS_FILE))
 
 
 def measure_networks(suite: str, rehearse: bool) -> Json:

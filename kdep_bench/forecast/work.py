@@ -24,11 +24,11 @@ from kdep_bench.flops import FORWARD_AND_BACKWARD
 from kdep_bench.forecast.costs import takes_steps
 from kdep_bench.signatures import argument_value, class_value, resolve_alias
 from kdep_bench.suite.graph import Plan, Stage
-from kdep_bench.suite.methods import EXPORTED
+from kdep_bench.suite.methods import EXPORTED_TEACHER
 from kdep_bench.suite.schema import Json
 
 # Counts of the networks of the suites `paper_r18`, `paper_mnv2` and `mine`.
-COUNTED = Path(__file__).with_name("networks.json")
+NETWORKS_FILE = Path(__file__).with_name("networks.json")
 WORK_DIR_COUNTS = "networks.json"  # file in the work dir: networks of other suites
 GPU_KINDS = ("cache", "pretrain", "transfer")  # stage kinds whose GPU-hours are estimated
 _OFFICIAL = "kdep_bench.data.official.stage:prepare"
@@ -53,7 +53,7 @@ def student_network(student: Json) -> Json:
 
 def teacher_network(teacher: Json) -> Json:
     """Description of the network of a teacher; an intermediate teacher is a student's network."""
-    if str(teacher.get("type")) == EXPORTED:
+    if str(teacher.get("type")) == EXPORTED_TEACHER:
         return student_network(teacher["student"])
     return {"kind": "teacher", "name": teacher["name"], "teacher": teacher}
 
@@ -156,9 +156,9 @@ def _is_dense(task: Json) -> bool:
 def read_counts(work: Path) -> dict[str, Json]:
     """`network_id` -> {"flops" of a forward pass, "bytes" of the weights, ...}.
 
-    Reads COUNTED and, if it exists, the file WORK_DIR_COUNTS of the work dir.
+    Reads NETWORKS_FILE and, if it exists, the file WORK_DIR_COUNTS of the work dir.
     """
-    counts: dict[str, Json] = json.loads(COUNTED.read_text())
+    counts: dict[str, Json] = json.loads(NETWORKS_FILE.read_text())
     if (work / WORK_DIR_COUNTS).exists():
         counts |= read_strict(work / WORK_DIR_COUNTS, follow=False)
     return counts
@@ -249,8 +249,12 @@ class Forecast:
             from kdep_bench.data.official.base import get_set
 
             official_set = get_set(spec["pool"])
-            is_known = official_set.trained and spec.get("pool_folder", "train") == "train"
-            return sum(official_set.counts[k] for k in official_set.trained) if is_known else None
+            is_known = official_set.training_counts and spec.get("pool_folder", "train") == "train"
+            return (
+                sum(official_set.counts[k] for k in official_set.training_counts)
+                if is_known
+                else None
+            )
         if "pool_composites" in spec:
             return spec["pool_composites"] + spec["pool_crops"]
         return None
@@ -357,7 +361,7 @@ class Forecast:
             from kdep_bench.data.official.base import get_set
 
             official_set = get_set(recipe["set"])
-            images = sum(official_set.counts[k] for k in official_set.trained)
+            images = sum(official_set.counts[k] for k in official_set.training_counts)
             images_seen = recipe["epochs"] * (images // recipe["batch"]) * recipe["batch"]
             key, network = self._task_network(task, student)
         else:

@@ -34,8 +34,8 @@ def _run(setting: Setting, measurements: Measurements) -> None:
             continue
         # A quick run uses one method per set of inputs (tests/objectives trains all methods).
         align = method.get("align") or {}
-        reads_extra = locate(method["objective"]["type"]).reads_extra
-        kind = (*sorted(method_needs(method)), str(align.get("type")), str(reads_extra))
+        reads_from_augment = locate(method["objective"]["type"]).reads_from_augment
+        kind = (*sorted(method_needs(method)), str(align.get("type")), str(reads_from_augment))
         if setting.quick and kind in seen:
             continue
         seen.add(kind)
@@ -122,7 +122,8 @@ def _train(
 
     spec, augment = synthetic.pretrain_spec(method, student, EPOCHS, batch), None
     reads_attention = "attention" in method_needs(method)
-    if reads_attention or locate(method["objective"]["type"]).reads_extra:  # needs a live teacher
+    needs_live_teacher = locate(method["objective"]["type"]).reads_from_augment or reads_attention
+    if needs_live_teacher:
         spec["teacher"] = (
             synthetic.vision_transformer()
             if reads_attention

@@ -33,7 +33,7 @@ PLATFORMS = (
     *("manylinux_2_24_x86_64", "manylinux_2_17_x86_64", "manylinux_2_12_x86_64"),
     *("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"),
 )
-_COPIED = ("kdep_bench", "configs", "tools", "pyproject.toml", "LICENSE", "README.md")
+_COPIED_PATHS = ("kdep_bench", "configs", "tools", "pyproject.toml", "LICENSE", "README.md")
 # The content of run.sh.
 _RUN_SCRIPT = """#!/usr/bin/env bash
 # Checks this machine; writes the result to OUT (default: gpu_check, next to this file).
@@ -65,7 +65,7 @@ def make_pack(folder: Path, repo: Path) -> str:
         raise KdepError(f"the folder {folder} exists and is not empty", fix="choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     not_copied = shutil.ignore_patterns("__pycache__", "*.pyc", "work_dirs")
-    for name in _COPIED:
+    for name in _COPIED_PATHS:
         source = repo / name
         if source.is_dir():
             shutil.copytree(source, folder / name, ignore=not_copied)

@@ -67,7 +67,7 @@ def select(tokens_BTD: Tensor, prefix: int, visible_Bn: Tensor) -> Tensor:
 
 
 @contextmanager
-def only_visible(
+def only_visible_tokens(
     source: TokenSource, visible_Bn: Tensor, patches: int, name: str
 ) -> Iterator[None]:
     """Context manager: the transformer's blocks receive only the tokens of the visible patches.
@@ -100,7 +100,7 @@ def only_visible(
         handle.remove()
 
 
-def blanked(x_B3HW: Tensor, hidden_Bss: Tensor) -> Tensor:
+def hide_patches(x_B3HW: Tensor, hidden_Bss: Tensor) -> Tensor:
     """Normalised images with the hidden patches set to 0, the mean colour.
 
     Args:
@@ -112,7 +112,7 @@ def blanked(x_B3HW: Tensor, hidden_Bss: Tensor) -> Tensor:
     return x_B3HW * F.interpolate(is_visible, size=size, mode="nearest")
 
 
-def at_patches(x_BCHW: Tensor, visible_Bn: Tensor, side: int) -> Tensor:
+def values_at_patches(x_BCHW: Tensor, visible_Bn: Tensor, side: int) -> Tensor:
     """Resizes a map to a grid of side x side, and returns its values at the patches: [B, n, C].
 
     Args:

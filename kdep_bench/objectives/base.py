@@ -226,7 +226,8 @@ class Objective(Component):
         has_players: whether parts of it have separate optimisers (see `players`). Such an objective
             raises an error with gradient accumulation, because its players would take one step per
             micro-batch.
-        reads_extra: names that it reads from `Context.extra`; the method's Augment adds them.
+        reads_from_augment: names that it reads from `Context.extra`, where the method's Augment
+            adds them.
         transformer: whether the student must be a vision transformer of timm, whose tokens of the
             last pass are read. It cannot be combined with a class that runs the student again.
         skips_held_out: whether only BatchNorm statistics depend on the images that its argument
@@ -246,7 +247,7 @@ class Objective(Component):
     """
 
     has_players: ClassVar[bool] = False
-    reads_extra: ClassVar[frozenset[str]] = frozenset()
+    reads_from_augment: ClassVar[frozenset[str]] = frozenset()
     transformer: ClassVar[bool] = False
     skips_held_out: ClassVar[bool] = False
     compares_candidates: ClassVar[bool] = False

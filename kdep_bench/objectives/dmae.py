@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from kdep_bench.bounds import NotNegative, Positive
 from kdep_bench.errors import unknown_name
-from kdep_bench.networks.visible import VisibleTokens, at_patches, blanked
+from kdep_bench.networks.visible import VisibleTokens, hide_patches, values_at_patches
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.maps import Maps
 from kdep_bench.objectives.masked_autoencoder import MaskedAutoencoder
@@ -59,7 +59,7 @@ class Dmae(MaskedAutoencoder):
 
     needs = frozenset({"layer"})
     requires = frozenset({"width", "layer_width"})
-    reads_extra = frozenset({"visible", "hidden"})
+    reads_from_augment = frozenset({"visible", "hidden"})
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class DmaeMaps(Objective):
 
     needs = frozenset({"layer"})
     requires = frozenset({"student_maps", "layer_width"})
-    reads_extra = frozenset({"visible", "hidden"})
+    reads_from_augment = frozenset({"visible", "hidden"})
 
     def __init__(
         self,
@@ -140,12 +140,12 @@ class DmaeMaps(Objective):
         if self._hidden is None:
             return None
         hidden, self._hidden = self._hidden, None
-        return (blanked(args[0], hidden), *args[1:])
+        return (hide_patches(args[0], hidden), *args[1:])
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
         assert ctx.teacher.layer is not None
         visible, side = ctx.extra["visible"], ctx.extra["hidden"].shape[1]
-        student = self.projector(at_patches(ctx.maps[self.student_level], visible, side))
+        student = self.projector(values_at_patches(ctx.maps[self.student_level], visible, side))
         distance = token_distance(student, ctx.teacher.layer, visible.shape[1], self.unit_length)
         return {"layer": self.alpha * distance}

@@ -118,7 +118,7 @@ class Hssakd(Objective):
     needs = frozenset({"labels", "pooled", "maps"})
     requires = frozenset({"width", "classes", "teacher_width", "student_maps", "teacher_maps"})
     has_players = True
-    reads_extra = frozenset({"rotation"})
+    reads_from_augment = frozenset({"rotation"})
 
     def __init__(
         self,

@@ -49,7 +49,7 @@ class HssakdOnline(Objective):
     requires = frozenset({"width", "classes", "student_maps"})
     forwards = 1
     trained_peers = 1
-    reads_extra = frozenset({"rotation"})
+    reads_from_augment = frozenset({"rotation"})
 
     def __init__(
         self,

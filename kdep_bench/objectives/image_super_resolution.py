@@ -87,12 +87,13 @@ class ImageSuperResolution(Objective):
             )
         self.input_px, self.teacher_px = int(input_px), int(teacher_px)
         self.enlarge: nn.Module = nn.Identity()
-        self._first: list[nn.Conv2d] = []  # in a list, so that it is not registered twice
+        # In a list, so that it is not registered twice.
+        self._first_convolution: list[nn.Conv2d] = []
 
     def attach(self, student: nn.Module, new_network: Callable[..., nn.Module]) -> None:
-        self._first = [first_convolution(student, "the student")]
+        self._first_convolution = [first_convolution(student, "the student")]
         with torch.no_grad():
-            first = self._first[0](torch.zeros(1, 3, self.input_px, self.input_px))
+            first = self._first_convolution[0](torch.zeros(1, 3, self.input_px, self.input_px))
         self.enlarge = SuperResolution(first.shape[1], first.shape[2], self.teacher_px)
 
     def enlarged(self, ctx: Context) -> Tensor:
@@ -102,7 +103,7 @@ class ImageSuperResolution(Objective):
         does not return its output.
         """
         assert ctx.images is not None
-        return self.enlarge(self._first[0](ctx.images))
+        return self.enlarge(self._first_convolution[0](ctx.images))
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         return {"image": (self.enlarged(ctx) - teacher_images(ctx)).abs().mean((1, 2, 3))}

@@ -123,15 +123,15 @@ def peers_of(config: Any) -> list[Any]:
     return [peer for peer in _values(config, "peer") if peer is not None]
 
 
-def parts_with(config: Any, key: str) -> Iterator[Mapping[str, Any]]:
+def parts_with_key(config: Any, key: str) -> Iterator[Mapping[str, Any]]:
     """Yields the config and those of its parts that set `key`."""
     if isinstance(config, Mapping):
         if key in config:
             yield config
         for value in config.values():
-            yield from parts_with(value, key)
+            yield from parts_with_key(value, key)
 
 
 def _values(config: Any, key: str) -> Iterator[Any]:
     """Yields every value of `key` in a config and in its parts."""
-    return (part[key] for part in parts_with(config, key))
+    return (part[key] for part in parts_with_key(config, key))

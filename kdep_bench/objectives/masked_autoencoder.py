@@ -37,7 +37,7 @@ class MaskedAutoencoder(Objective):
 
     needs = frozenset()
     requires = frozenset({"width"})
-    reads_extra = frozenset({"visible"})
+    reads_from_augment = frozenset({"visible"})
     transformer = True
 
     def __init__(

@@ -157,7 +157,7 @@ class FusedMaps(Objective):
             self.head(ctx.after),
             *(head(o.after) for head, o in zip(self.peer_heads, outputs, strict=True)),
         ]
-        fused = self.fused(maps)
+        fused = self.fuse(maps)
         fused_logits = self.fused_head(fused.mean((2, 3)))
         terms = {"fused_cross_entropy": F.cross_entropy(fused_logits, ctx.labels, reduction="none")}
         kl, map_weight = self.weights

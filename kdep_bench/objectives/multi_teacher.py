@@ -96,9 +96,9 @@ class MultiTeacherKD(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         # `after`: after the last activation, as for a classifier.
-        return self.distilled(ctx, self.head(ctx.after))
+        return self.distillation_terms(ctx, self.head(ctx.after))
 
-    def distilled(self, ctx: Context, student_BC: Tensor) -> dict[str, Tensor]:
+    def distillation_terms(self, ctx: Context, student_BC: Tensor) -> dict[str, Tensor]:
         """{"kl_<role>": weighted distillation term (B,)} of the student's logits."""
         tau, terms = self.tau(ctx.step, ctx.steps), dict[str, Tensor]()
         for role, teacher in ctx.teachers.items():
@@ -161,4 +161,4 @@ class MultiTeacherKDWithLabels(MultiTeacherKD):
         assert ctx.labels is not None
         student = self.head(ctx.after)
         cross_entropy = F.cross_entropy(student, ctx.labels, reduction="none")
-        return {"cross_entropy": cross_entropy, **self.distilled(ctx, student)}
+        return {"cross_entropy": cross_entropy, **self.distillation_terms(ctx, student)}

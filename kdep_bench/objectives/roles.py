@@ -15,8 +15,8 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.registry import locate, type_path
 from kdep_bench.signatures import class_value, resolve_alias
 
-ONLY = "teacher"  # role of the teacher in a method with one teacher
-PROXY = "_proxy"  # suffix of the role of a short distillation from the teacher of a role
+SINGLE_ROLE = "teacher"  # role of the teacher in a method with one teacher
+PROXY_SUFFIX = "_proxy"  # suffix of the role of a short distillation from the teacher of a role
 
 # Words of `needs` that a teacher, live or cached, supplies with every batch.
 FROM_TEACHER = frozenset(
@@ -30,18 +30,18 @@ Json = dict[str, Any]
 Lookup = Callable[[str, str], Any]  # (dotted path of a class, attribute) -> its value, or None
 
 
-def from_source(path: str, name: str) -> Any:
+def attribute_from_source(path: str, name: str) -> Any:
     """An attribute of a class, read from its source without importing it; used for planning."""
     return class_value(resolve_alias(path), name)
 
 
-def from_class(path: str, name: str) -> Any:
+def attribute_of_class(path: str, name: str) -> Any:
     """An attribute of a class, which is imported; used by the pre-training stage."""
     return getattr(locate(path), name, None)
 
 
 def readers(
-    objective: Any, roles: Sequence[str], lookup: Lookup = from_source
+    objective: Any, roles: Sequence[str], lookup: Lookup = attribute_from_source
 ) -> dict[str, list[Json]]:
     """{role: the configs inside `objective` whose class reads the teacher of that role}.
 
@@ -55,7 +55,7 @@ def readers(
             although its class reads every teacher.
     """
     by_role: dict[str, list[Json]] = {role: [] for role in roles}
-    for config, visible in _typed(objective, tuple(roles)):
+    for config, visible in _typed_configs(objective, tuple(roles)):
         path = type_path(config["type"])
         if lookup(path, "needs"):
             reads_all = lookup(path, "every_teacher")
@@ -71,14 +71,16 @@ def readers(
     return by_role
 
 
-def _typed(value: Any, visible: tuple[str, ...] | None) -> Iterator[tuple[Json, tuple[str, ...]]]:
+def _typed_configs(
+    value: Any, visible: tuple[str, ...] | None
+) -> Iterator[tuple[Json, tuple[str, ...]]]:
     """Yields (config, the roles that it may read) for every config with a `type` inside `value`.
 
     `visible`: the roles of the method's teachers; None if the caller does not use them.
     """
     if isinstance(value, list | tuple):
         for item in value:
-            yield from _typed(item, visible)
+            yield from _typed_configs(item, visible)
     elif isinstance(value, Mapping):
         is_part = isinstance(value.get("objective"), Mapping)
         if is_part and value.get("teacher") is not None and visible is not None:
@@ -88,21 +90,21 @@ def _typed(value: Any, visible: tuple[str, ...] | None) -> Iterator[tuple[Json, 
         if "type" in value:
             yield dict(value), visible or ()
         for nested in value.values():
-            yield from _typed(nested, visible)
+            yield from _typed_configs(nested, visible)
 
 
-def reads_every(objective: Any, lookup: Lookup = from_source) -> list[str]:
+def reads_every(objective: Any, lookup: Lookup = attribute_from_source) -> list[str]:
     """Paths of the classes in an objective's config that read every teacher of the method."""
-    paths = [type_path(config["type"]) for config, _ in _typed(objective, None)]
+    paths = [type_path(config["type"]) for config, _ in _typed_configs(objective, None)]
     return [path for path in paths if lookup(path, "every_teacher")]
 
 
-def together(configs: Sequence[Json]) -> Json:
+def combined_config(configs: Sequence[Json]) -> Json:
     """One dict that contains all `configs`, for functions that search nested configs."""
     return {str(k): config for k, config in enumerate(configs)}
 
 
-def union(configs: Sequence[Json], name: str, lookup: Lookup = from_source) -> set[str]:
+def union(configs: Sequence[Json], name: str, lookup: Lookup = attribute_from_source) -> set[str]:
     """The union of a class attribute (`needs`, `requires`) over the classes of `configs`."""
     return {word for config in configs for word in (lookup(type_path(config["type"]), name) or ())}
 
@@ -113,13 +115,17 @@ def candidates(roles: Sequence[str]) -> list[str]:
     Raises:
         KdepError: a candidate has no proxy, a proxy has no candidate, or there is one candidate.
     """
-    compared = [role for role in roles if not role.endswith(PROXY)]
-    unpaired = [role for role in compared if role + PROXY not in roles]
-    unpaired += [r for r in roles if r.endswith(PROXY) and r.removesuffix(PROXY) not in compared]
+    compared = [role for role in roles if not role.endswith(PROXY_SUFFIX)]
+    unpaired = [role for role in compared if role + PROXY_SUFFIX not in roles]
+    unpaired += [
+        r
+        for r in roles
+        if r.endswith(PROXY_SUFFIX) and r.removesuffix(PROXY_SUFFIX) not in compared
+    ]
     if unpaired or len(compared) < 2:
         raise KdepError(
             f"a choice among teachers has the roles {', '.join(roles)}",
-            expected=f"two or more candidates, and for each candidate `a` a role `a{PROXY}`",
+            expected=f"two or more candidates, and for each candidate `a` a role `a{PROXY_SUFFIX}`",
             fix=f"add the role that belongs to {unpaired[0]!r} to `teachers`"
             if unpaired
             else "add another candidate and its proxy to `teachers`",

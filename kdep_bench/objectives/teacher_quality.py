@@ -9,9 +9,9 @@ import numpy as np
 
 from kdep_bench.bounds import BelowOne, Fraction, Positive
 from kdep_bench.objectives.held_out import HeldOutOutputs, TeacherWeights
-from kdep_bench.objectives.roles import PROXY, candidates
+from kdep_bench.objectives.roles import PROXY_SUFFIX, candidates
 from kdep_bench.objectives.weighted_assistants import (
-    SMALLEST,
+    EPSILON,
     WeightedAssistantsWithLabels,
     softmax,
 )
@@ -62,7 +62,7 @@ class BestTeacher(WeightedAssistantsWithLabels):
         assert labels is not None
         measured: dict[str, dict[str, float]] = {}
         for role in candidates(list(held_out.logits)):
-            teacher, proxy = held_out.logits[role], held_out.logits[role + PROXY]
+            teacher, proxy = held_out.logits[role], held_out.logits[role + PROXY_SUFFIX]
             information = similarity_information(teacher, labels, tau)
             measured[role] = {
                 "quality": accuracy(proxy, labels),
@@ -119,7 +119,7 @@ def similarity_information(z_NC: np.ndarray, top_N: np.ndarray, tau: float = 1.0
     np.put_along_axis(p_NC, top_N[:, None], 0.0, 1)
     rest_N1 = p_NC.sum(1, keepdims=True)
     q_NC = np.divide(p_NC, rest_N1, out=np.zeros_like(p_NC), where=rest_N1 > 0)
-    return float(-(q_NC * np.log(q_NC + SMALLEST)).sum(1).mean())
+    return float(-(q_NC * np.log(q_NC + EPSILON)).sum(1).mean())
 
 
 def accuracy(z_NC: np.ndarray, labels_N: np.ndarray) -> float:
@@ -130,7 +130,7 @@ def accuracy(z_NC: np.ndarray, labels_N: np.ndarray) -> float:
 def label_cross_entropy(z_NC: np.ndarray, labels_N: np.ndarray) -> float:
     """Mean cross-entropy with the labels, in nats."""
     p_N = softmax(z_NC)[np.arange(len(labels_N)), labels_N]
-    return float(-np.log(p_N + SMALLEST).mean())
+    return float(-np.log(p_N + EPSILON).mean())
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:

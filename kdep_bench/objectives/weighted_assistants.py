@@ -20,7 +20,7 @@ from kdep_bench.objectives.multi_teacher import check_labels, common_classes
 GENERATIONS = 60  # maximum number of generations of differential evolution
 # Maximum number of samples on which WeightedAssistants compares distributions over all classes.
 MAX_SAMPLES = 1024
-SMALLEST = 1e-300  # added to a probability before its logarithm
+EPSILON = 1e-300  # added to a probability before its logarithm
 
 
 class WeightedAssistants(Objective):
@@ -174,7 +174,7 @@ def softmax(z_NC: np.ndarray, tau: float = 1.0) -> np.ndarray:
 def cross_entropy(weights_K: np.ndarray, p_KNC: np.ndarray, target_NC: np.ndarray) -> float:
     """Mean over samples of -sum over c of target_c log(sum over k of w_k p_kc)."""
     p_NC = np.tensordot(weights_K, p_KNC, 1)
-    return float(-(target_NC * np.log(p_NC + SMALLEST)).sum(1).mean())
+    return float(-(target_NC * np.log(p_NC + EPSILON)).sum(1).mean())
 
 
 def evolve_weights(
@@ -231,7 +231,7 @@ def _search(
         return cross_entropy(weights_K, p_KNC, target_NC)
 
     weights = evolve_weights(loss, count, config.get("floor", 0.0), config.get("seed", 0))
-    entropy = float(-(weights * np.log(weights + SMALLEST)).sum())
+    entropy = float(-(weights * np.log(weights + EPSILON)).sum())
     best, equal = loss(weights), loss(np.full(count, 1 / count))
     by_role = {role: float(w) for role, w in zip(roles, weights, strict=True)}
     report = {

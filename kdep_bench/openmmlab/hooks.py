@@ -111,7 +111,7 @@ class ProgressHook(Hook):
     def __init__(self, progress: Progress | Callable[..., None], limit: int = 200) -> None:
         self._progress = progress
         self._curve = LossCurve(limit)
-        self._earlier = 0.0  # seconds of training before this process resumed the run
+        self._seconds_before_resume = 0.0  # seconds of training before this process resumed the run
         self._start = time.perf_counter()
 
     @property
@@ -134,7 +134,7 @@ class ProgressHook(Hook):
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of training, including those before a resumed checkpoint."""
-        return self._earlier + time.perf_counter() - self._start
+        return self._seconds_before_resume + time.perf_counter() - self._start
 
     def before_train(self, runner: Any) -> None:
         self._start = time.perf_counter()
@@ -145,7 +145,7 @@ class ProgressHook(Hook):
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         if self._KEY in checkpoint:
             self._curve.restore(checkpoint[self._KEY])
-            self._earlier = checkpoint[self._KEY]["seconds"]
+            self._seconds_before_resume = checkpoint[self._KEY]["seconds"]
 
 
 class SealHook(Hook):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdep_bench.objectives.roles import from_class, readers, together, union
+from kdep_bench.objectives.roles import attribute_of_class, combined_config, readers, union
 
 
 def restrict_to_role(
@@ -18,9 +18,9 @@ def restrict_to_role(
     "<role>.align" are renamed to "cache" and "align".
     """
     method = spec["method"]
-    configs = readers(method["objective"], spec["roles"], from_class)[role]
+    configs = readers(method["objective"], spec["roles"], attribute_of_class)[role]
     role_spec = {k: v for k, v in spec.items() if k not in ("roles", "teachers")}
-    role_spec["method"] = {**method, "objective": together(configs)}
+    role_spec["method"] = {**method, "objective": combined_config(configs)}
     live_teacher = spec.get("teachers", {}).get(role)
     if live_teacher is not None:
         role_spec["teacher"] = live_teacher
@@ -34,5 +34,5 @@ def words_of_role(role: str, spec: Mapping[str, Any], name: str) -> set[str]:
 
     `name`: "needs" or "requires".
     """
-    configs = readers(spec["method"]["objective"], spec["roles"], from_class)[role]
-    return union(configs, name, from_class)
+    configs = readers(spec["method"]["objective"], spec["roles"], attribute_of_class)[role]
+    return union(configs, name, attribute_of_class)

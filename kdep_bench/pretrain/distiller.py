@@ -17,7 +17,7 @@ from kdep_bench.features.target import build_target
 from kdep_bench.networks.backbone import PreActivationTap, build_backbone, pool
 from kdep_bench.objectives.base import Context, StudentOutput, build_objective, demands
 from kdep_bench.objectives.players import Players
-from kdep_bench.objectives.roles import ONLY
+from kdep_bench.objectives.roles import SINGLE_ROLE
 from kdep_bench.pretrain.compiled import compiled
 from kdep_bench.pretrain.parallel import (
     accumulated_step,
@@ -167,7 +167,9 @@ class Distiller(BaseModel):
         self.step, self.steps, self.accumulate, self.micro_batch = 0, 1, accumulate, 0
         self.augment = None if augment is None else build_augment(augment)
         self.seed = seed
-        reader_args = {role: (teacher or {})[role] for role in roles} or {ONLY: teacher or {}}
+        reader_args = {role: (teacher or {})[role] for role in roles} or {
+            SINGLE_ROLE: teacher or {}
+        }
         self.teacher_readers = {k: TeacherReader(**args) for k, args in reader_args.items()}
         self._pyramid = Pyramid(student, levels_before) if maps else None
         self.backbone = build_backbone(student) if self._pyramid is None else self._pyramid.backbone
@@ -283,7 +285,7 @@ class Distiller(BaseModel):
                 fix="call it with mode='loss'; it makes no predictions",
             )
         single = {"teacher": teacher, "outputs": outputs, "teacher_images": teacher_images}
-        teacher_inputs, batch = teachers or {ONLY: single}, None
+        teacher_inputs, batch = teachers or {SINGLE_ROLE: single}, None
         if self.augment is not None:
             batch, teacher_inputs = self.augmented(images, teacher_inputs)
             images, copies = batch.images, self.augment.copies

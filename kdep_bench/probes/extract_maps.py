@@ -19,10 +19,10 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict
 from kdep_bench.probes.extract import BATCH, LISTING, loaded_backbone
 
-SMALLEST_STRIDE = 8  # levels with a smaller stride are not stored
+MIN_STRIDE = 8  # levels with a smaller stride are not stored
 IMAGE_SUFFIX, MASK_SUFFIX = "_leftImg8bit.png", "_gtFine_labelTrainIds.png"
 IGNORE = 255  # mask value of pixels without a class
-LARGEST = 65_504.0  # largest number in half precision
+MAX_FLOAT16 = 65_504.0  # largest number in half precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ def map_extractor(
     device = compute_device()
     backbone.to(device)
     backbone.eval()  # a separate statement: `eval` of OpenMMLab backbones returns None
-    used = [i for i, stride in enumerate(levels_config["strides"]) if stride >= SMALLEST_STRIDE]
+    used = [i for i, stride in enumerate(levels_config["strides"]) if stride >= MIN_STRIDE]
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, STD))
 
     @torch.inference_mode()
@@ -139,10 +139,10 @@ def split_maps(
         levels_by_batch = [batch_levels for batch_levels, _ in parts]
         levels = [np.concatenate(level) for level in zip(*levels_by_batch, strict=True)]
         for level in levels:
-            if not np.isfinite(level).all() or np.abs(level).max() > LARGEST:
+            if not np.isfinite(level).all() or np.abs(level).max() > MAX_FLOAT16:
                 raise KdepError(
                     f"the backbone's feature maps of {split} contain NaN, infinity or values above "
-                    f"{LARGEST:g}",
+                    f"{MAX_FLOAT16:g}",
                     fix="check the loss curve of the pre-training",
                 )
         named: dict[str, Any] = {

@@ -19,7 +19,7 @@ from kdep_bench.results.teacher_measures import (
     PICKER,
 )
 
-FEWEST = 4  # smallest number of images: the unbiased CKA needs four
+MIN_IMAGES = 4  # smallest number of images: the unbiased CKA needs four
 
 
 def mean_cosine(x_ND: np.ndarray) -> float:
@@ -70,10 +70,10 @@ def spread(x_ND: np.ndarray, width: int | None) -> dict[str, float]:
             "the teacher has no feature, only class probabilities",
             fix="leave this teacher out, or measure the network inside it",
         )
-    if len(x_ND) < FEWEST:
+    if len(x_ND) < MIN_IMAGES:
         raise KdepError(
             f"a teacher cannot be measured on {len(x_ND)} images",
-            expected=f"{FEWEST} or more; about 2,000 for a ranking of teachers",
+            expected=f"{MIN_IMAGES} or more; about 2,000 for a ranking of teachers",
             fix="use more images",
         )
     if not np.isfinite(x_ND).all():

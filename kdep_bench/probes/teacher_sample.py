@@ -15,7 +15,7 @@ from kdep_bench.data.views import read_rgb, render
 from kdep_bench.devices import compute_device
 from kdep_bench.errors import KdepError
 from kdep_bench.features.cache_check import run_teacher
-from kdep_bench.probes.teacher_features import FEWEST, spread
+from kdep_bench.probes.teacher_features import MIN_IMAGES, spread
 from kdep_bench.teachers.base import build_teacher
 
 BATCH = 32  # images that are decoded and run at a time
@@ -54,10 +54,10 @@ def sample_files(folder: Path, count: int, seed: int) -> list[Path]:
             fix="correct --images",
         )
     images = list_images(folder).images
-    if len(images) < FEWEST:
+    if len(images) < MIN_IMAGES:
         raise KdepError(
             f"{folder} contains {len(images)} images",
-            expected=f"{FEWEST} or more; about 2,000 for a ranking of teachers",
+            expected=f"{MIN_IMAGES} or more; about 2,000 for a ranking of teachers",
             fix="name another folder with --images",
         )
     chosen = np.random.default_rng(seed).permutation(len(images))[:count]

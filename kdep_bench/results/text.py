@@ -140,7 +140,7 @@ def reduction(result: ReductionFactor) -> str:
     log_ratio = result.estimate
     ratio = factor(log_ratio.mean)
     if result.is_bound_for_all:
-        reached = "reached with the smallest" if result.at_least else "not reached with any"
+        reached = "reached with the smallest" if result.n_lower_bounds else "not reached with any"
         return f"{result.bound} a factor of {ratio} (score {reached} budget)"
     shown = f"{result.bound} {ratio} times".lstrip()
     if log_ratio.low is None or log_ratio.high is None:

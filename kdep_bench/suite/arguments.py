@@ -313,7 +313,7 @@ def check_augment(method: Json, label: str, is_live: bool, parts: int) -> None:
     config = method.get("augment")
     added = class_value(resolve_alias((config or {}).get("type")), "adds") or frozenset()
     for objective in _objectives(method):
-        if missing := sorted((class_value(objective, "reads_extra") or frozenset()) - added):
+        if missing := sorted((class_value(objective, "reads_from_augment") or frozenset()) - added):
             raise KdepError(
                 f"{label} reads {', '.join(missing)}, which its `augment` does not add",
                 fix="set `augment` of the method to a class that adds it, for example "

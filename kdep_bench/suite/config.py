@@ -40,7 +40,7 @@ from kdep_bench.suite.data_config import (
     with_keys,
     without_unused,
 )
-from kdep_bench.suite.methods import SAME, row_name
+from kdep_bench.suite.methods import SAME_STUDENT, row_name
 from kdep_bench.suite.schema import (
     MODELS,
     NAME_LIMIT,
@@ -605,9 +605,9 @@ def _assistant(ref: Json, where: str, configs: Path, chain: tuple[str, ...]) -> 
     `chain`: names of the methods that it is a teacher of, see `with_assistants`.
     """
     assistant = check(Assistant, ref, where)
-    is_same = assistant.student == SAME
+    is_same = assistant.student == SAME_STUDENT
     return {
-        "student": SAME if is_same else resolve("student", assistant.student, configs, where),
+        "student": SAME_STUDENT if is_same else resolve("student", assistant.student, configs, where),
         "method": with_assistants(
             resolve("method", assistant.method, configs, where), configs, chain
         ),

@@ -16,7 +16,7 @@ from kdep_bench.features.policies import check_rows
 from kdep_bench.pretrain.budgets import check_budget
 from kdep_bench.signatures import class_value
 from kdep_bench.suite import known_data
-from kdep_bench.suite.methods import SAME, methods_for, teacher_width, trains
+from kdep_bench.suite.methods import SAME_STUDENT, methods_for, teacher_width, trains
 from kdep_bench.suite.schema import Json, Suite
 from kdep_bench.suite.teachers import teachers_by_role
 from kdep_bench.transfer.recipes import check_probe
@@ -115,7 +115,7 @@ def _sufficient_images(suite: Suite) -> int:
         for ref in (m.get("teacher"), *(m.get("teachers") or {}).values())
         if isinstance(ref, dict) and "method" in ref
     ]
-    assistant_students = [a["student"] for a in assistants if a["student"] != SAME]
+    assistant_students = [a["student"] for a in assistants if a["student"] != SAME_STUDENT]
     widths = [s["width"] for s in [*suite.students, *assistant_students]]
     epochs = min([1.0, budget.epochs, *(a["epochs"] or 1.0 for a in assistants)])
     # + 2, because the number of images of a fraction is rounded.
@@ -236,7 +236,7 @@ def check_fine_tuning_batch(data: Json, task: Json) -> None:
         return
     folder, batch = f"{task['recipe']['folder']}/train", task["recipe"]["batch"]
     counts = known_data.images_per_class(data, folder)
-    if counts is None or max(counts) >= known_data.MOST_PER_CLASS or sum(counts) >= batch:
+    if counts is None or max(counts) >= known_data.MAX_PER_CLASS or sum(counts) >= batch:
         return
     raise KdepError(
         f"task {task['name']!r} has batches of {batch} images, but {folder} of the data "
@@ -253,7 +253,7 @@ def check_linear_probe(data: Json, task: Json) -> None:
     has_folds = recipe["protocol"] == "folds"
     folder = recipe["folder"] if has_folds else f"{recipe['folder']}/train"
     counts = known_data.images_per_class(data, folder)
-    is_exact = bool(counts) and max(counts) < known_data.MOST_PER_CLASS
+    is_exact = bool(counts) and max(counts) < known_data.MAX_PER_CLASS
     if counts and (has_folds or is_exact):
         check_probe(recipe, counts, f"{folder} of the data {data['name']!r}")
 
@@ -274,7 +274,7 @@ def check_shots(suite: Suite, probe: Json) -> None:
         return
     folder = f"{probe['folder']}/train"
     counts, largest = known_data.images_per_class(suite.data, folder), max(probe[argument])
-    if counts is None or min(counts) >= min(largest, known_data.MOST_PER_CLASS):
+    if counts is None or min(counts) >= min(largest, known_data.MAX_PER_CLASS):
         return
     raise KdepError(
         f"probe {probe['name']!r} uses {largest} training images per class, but the smallest class "
@@ -289,7 +289,7 @@ def check_more_images_than_width(suite: Suite, probe: Json) -> None:
         return
     folder = f"{probe['folder']}/test"
     counts = known_data.images_per_class(suite.data, folder)
-    if counts is None or max(counts) >= known_data.MOST_PER_CLASS:
+    if counts is None or max(counts) >= known_data.MAX_PER_CLASS:
         return
     for student in suite.students:
         if sum(counts) <= student["width"]:

@@ -22,7 +22,7 @@ OWN_DATA = "kdep_bench.data.own"
 OFFICIAL = "kdep_bench.data.official.stage"
 # Key in the config of a user's data -> the folder from which tasks read that part.
 FOLDERS = {"classify": "classify", "coco": "detect", "masks": "cityscapes"}
-MOST_PER_CLASS = 200  # counting the images of a class folder stops at this number
+MAX_PER_CLASS = 200  # counting the images of a class folder stops at this number
 _POCKET_CLASSES = 8  # classes of the pocket composites
 
 
@@ -114,7 +114,7 @@ def pool_images(data: Json, limit: int) -> int | None:
 
 
 def images_per_class(data: Json, folder: str) -> list[int] | None:
-    """Numbers of images of each class, at most MOST_PER_CLASS each; None if unknown.
+    """Numbers of images of each class, at most MAX_PER_CLASS each; None if unknown.
 
     `folder`: a folder with one sub-folder per class, such as 'classify/train'.
     """
@@ -129,7 +129,7 @@ def images_per_class(data: Json, folder: str) -> list[int] | None:
         root, names = _folder((data.get("classify") or {}).get(split)), class_names(data, folder)
         if root is None or names is None:
             return None
-        counts = [_count(root / name, MOST_PER_CLASS) for name in names]
+        counts = [_count(root / name, MAX_PER_CLASS) for name in names]
         readable = [count for count in counts if count is not None]
         return readable if readable and len(readable) == len(counts) else None
     return None

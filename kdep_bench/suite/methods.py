@@ -12,9 +12,9 @@ DESCRIPTION_KEYS = {"about", "source", "reconstruction", "card", "tests_on", "sc
 # Keys of a data config that its `prepare` function does not read.
 UNPREPARED_KEYS = DESCRIPTION_KEYS | {"name", "type", "labels", "pool_classes"}
 # Teacher class for a student that was pre-trained and exported before.
-EXPORTED = "kdep_bench.teachers.exported.Exported"
+EXPORTED_TEACHER = "kdep_bench.teachers.exported.Exported"
 # Value of `student` of an intermediate teacher: the same student config (self-distillation).
-SAME = "same"
+SAME_STUDENT = "same"
 
 
 def without(config: Json, keys: set[str]) -> Json:
@@ -64,16 +64,16 @@ def methods_for(suite: Suite, student: Json) -> list[Json]:
 
 
 def for_student(method: Json, student: Json) -> Json:
-    """The method with `student` in place of SAME in all its intermediate teachers.
+    """The method with `student` in place of SAME_STUDENT in all its intermediate teachers.
 
-    A method without SAME is returned as it is. In a chain of intermediate teachers, SAME is the
-    student of the method that the teacher belongs to.
+    A method without SAME_STUDENT is returned as it is. In a chain of intermediate teachers,
+    SAME_STUDENT is the student of the method that the teacher belongs to.
     """
 
     def resolved(reference: Any) -> Any:
         if not (isinstance(reference, dict) and isinstance(reference.get("method"), dict)):
             return reference
-        architecture = student if reference["student"] == SAME else reference["student"]
+        architecture = student if reference["student"] == SAME_STUDENT else reference["student"]
         # None: the tuned teacher of teacher="self", whose student is that of the run as well.
         inner = for_student(reference["method"], architecture or student)
         if architecture is reference["student"] and inner is reference["method"]:
@@ -114,7 +114,7 @@ def assistant_config(method: Json) -> Json | None:
     trains_head = bool(method_needs(intermediate_method) & {"labels", "logits", "probabilities"})
     label = budget_label(intermediate["epochs"], intermediate.get("batch"))
     return {
-        "type": EXPORTED,
+        "type": EXPORTED_TEACHER,
         "name": f"{student['name']}.{intermediate_method['name']}{label}",
         "student": without(student, DESCRIPTION_KEYS),
         "has_logits": has_one_head and trains_head,

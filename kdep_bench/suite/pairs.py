@@ -19,14 +19,14 @@ from kdep_bench.features.policies import check_widths
 from kdep_bench.objectives.levels import (
     depths_of,
     levels_of,
-    parts_with,
+    parts_with_key,
     peers_of,
     student_levels,
     teacher_blocks,
     teacher_layer,
     top_classes,
 )
-from kdep_bench.objectives.roles import FROM_TEACHER, PROXY, candidates
+from kdep_bench.objectives.roles import FROM_TEACHER, PROXY_SUFFIX, candidates
 from kdep_bench.objectives.signs import check_map_targets
 from kdep_bench.schedules.base import check_span
 from kdep_bench.schedules.build import check_some_weight_nonzero, spans
@@ -75,7 +75,7 @@ TRANSFER_PACKAGE = "kdep_bench.transfer."
 BLACK_BOX_OUTPUTS = {"probabilities", "teacher_images", "labels", "views"}
 LAST = "last"  # name of a teacher's last map, which its card need not state
 # Arguments of an objective that the pre-training stage can only compute from a cache.
-FROM_CACHE = {"layer_distances", "teacher_mean_variance", "teacher_weights"}
+ARGUMENTS_FROM_CACHE = {"layer_distances", "teacher_mean_variance", "teacher_weights"}
 
 
 def check_task(student: Json, task: Json) -> None:
@@ -467,14 +467,15 @@ def check_candidates(pair: StudentMethod) -> None:
     except KdepError as e:
         raise KdepError(f"{pair.name}: {e.problem}", expected=e.expected, fix=e.fix) from None
     for role in compared:
-        proxy = teachers[role + PROXY]
+        proxy = teachers[role + PROXY_SUFFIX]
         source = proxy["method"].get("teacher") if isinstance(proxy, dict) else None
         if source is None or source != teachers[role]:
             raise KdepError(
-                f"the teacher {role + PROXY!r} of {pair.name} is not distilled from the teacher "
-                f"{role!r}",
+                f"the teacher {role + PROXY_SUFFIX!r} of {pair.name} is not distilled from the "
+                f"teacher {role!r}",
                 expected="an intermediate teacher whose method has that teacher as its `teacher`",
-                fix=f"repeat the dict of {role!r} as `teacher` of the method of {role + PROXY!r}",
+                fix=f"repeat the dict of {role!r} as `teacher` of the method of "
+                f"{role + PROXY_SUFFIX!r}",
             )
 
 
@@ -817,7 +818,7 @@ def check_prototypes(pair: StudentMethod) -> None:
     """Checks that the maps of a micro-batch have enough positions to initialise the prototypes."""
     batch = pair.batch // pair.suite.budget.accumulate
     strides = (pair.student.get("pyramid") or {}).get("strides", ())
-    for part in parts_with(pair.method.get("objective"), "prototypes"):
+    for part in parts_with_key(pair.method.get("objective"), "prototypes"):
         count, levels = part["prototypes"], student_levels(part)
         stride = max((s for s in strides if f"s{s}" in levels), default=None)
         if stride is None or not isinstance(count, int):
@@ -914,7 +915,7 @@ def check_statistics_of_cache(pair: StudentMethod) -> None:
     """
     if not pair.is_live or pair.method.get("align"):
         return
-    statistics = sorted(required_arguments(pair.method) & FROM_CACHE)
+    statistics = sorted(required_arguments(pair.method) & ARGUMENTS_FROM_CACHE)
     if statistics:
         raise KdepError(
             f"{pair.label} reads {', '.join(statistics)}, which are computed from a teacher's "

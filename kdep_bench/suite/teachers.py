@@ -18,11 +18,11 @@ from kdep_bench.errors import KdepError
 from kdep_bench.files import canonical_json
 from kdep_bench.objectives.roles import (
     FROM_TEACHER,
-    ONLY,
-    from_source,
+    SINGLE_ROLE,
+    attribute_from_source,
+    combined_config,
     readers,
     reads_every,
-    together,
     union,
 )
 from kdep_bench.suite.methods import DESCRIPTION_KEYS, assistant_config, head_classes, without
@@ -79,7 +79,7 @@ def _role_teacher(
     role_method = {
         **without(method, {"teachers", "teacher"}),
         "needs": sorted({"pooled" if n == "target" else n for n in needs}),
-        "objective": together(configs),
+        "objective": combined_config(configs),
         "align": method.get("align") if "target" in needs else None,
     }
     if reference == SUITE:
@@ -165,7 +165,7 @@ def _check_readers(method: Json, label: str) -> None:
             fix="remove `teacher`, and add the intermediate teacher as a role in `teachers`",
         )
     try:
-        parts_by_role = readers(objective, roles or [ONLY])
+        parts_by_role = readers(objective, roles or [SINGLE_ROLE])
     except KdepError as e:
         fix = e.fix if roles else "add `teachers` to the method, or remove `teacher` from the part"
         raise KdepError(f"{label}: {e.problem}", expected=e.expected, fix=fix) from None
@@ -203,8 +203,8 @@ def _check_classes(suite: Suite, method: Json, teachers: Sequence[RoleTeacher], 
     counts: dict[str, Any] = {}
     for role_teacher in teachers:
         if any(
-            "logits" in (from_source(config["type"], "needs") or ())
-            and from_source(config["type"], "every_teacher")
+            "logits" in (attribute_from_source(config["type"], "needs") or ())
+            and attribute_from_source(config["type"], "every_teacher")
             for config in role_teacher.method["objective"].values()
         ):
             n_classes = head_classes(suite, role_teacher.method, role_teacher.suite_teacher)

@@ -37,7 +37,7 @@ ALIASES = {
 # Data set -> data sets whose images it contains. LVD-142M contains the training images of
 # ImageNet-21k, and images that were retrieved because they are similar to images of the other sets
 # (Oquab et al. 2023, DINOv2, table 15).
-CONTAINED = {
+INCLUDED_SETS = {
     "foggy_cityscapes": ("cityscapes",),
     "imagenet21k": ("imagenet",),
     "lvd142m": ("imagenet21k", "imagenet", "caltech101", "cub200", "dtd", "ade20k", "cityscapes"),
@@ -99,7 +99,7 @@ def overlap_notes(
     notes = []
     for config in trained:
         for name in trained_on(config):
-            training_sets = {_key(name), *CONTAINED.get(_key(name), ())}
+            training_sets = {_key(name), *INCLUDED_SETS.get(_key(name), ())}
             for tested in tests_on(task, data):
                 if _key(tested) in training_sets:
                     assert config is not None

@@ -16,11 +16,11 @@ from kdep_bench.data.normalisation import check_normalisation
 from kdep_bench.errors import KdepError, first_of, unknown_name
 from kdep_bench.networks.attention import Attention, BlockRecorder
 from kdep_bench.networks.visible import (
-    at_patches,
-    blanked,
-    only_visible,
+    hide_patches,
+    only_visible_tokens,
     run_until,
     token_source,
+    values_at_patches,
 )
 from kdep_bench.registry import build
 
@@ -181,14 +181,14 @@ class Teacher(nn.Module, ABC):
         x, module = self._normalised(images), self.layer_module(layer)
         source, side = token_source(self), hidden_Bss.shape[1]
         if source is None:
-            out = run_until(module, lambda: self.features(blanked(x, hidden_Bss)))
+            out = run_until(module, lambda: self.features(hide_patches(x, hidden_Bss)))
         else:
-            with only_visible(source, visible_Bn, side**2, f"the teacher {self.name}"):
+            with only_visible_tokens(source, visible_Bn, side**2, f"the teacher {self.name}"):
                 out = run_until(module, lambda: self.features(x))
         out = out[0] if isinstance(out, tuple) else out
         shape = tuple(getattr(out, "shape", ()))
         if source is None and len(shape) != 3:
-            return at_patches(self.as_map(out), visible_Bn, side)
+            return values_at_patches(self.as_map(out), visible_Bn, side)
         if source is None or shape[:2] != (len(x), source.prefix + visible_Bn.shape[1]):
             raise KdepError(
                 f"patches cannot be hidden from the teacher {self.name} at the layer {layer!r}",

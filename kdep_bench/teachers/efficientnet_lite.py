@@ -25,7 +25,7 @@ from kdep_bench.teachers.weights import RANDOM, read_weights
 LEVEL_ENDS = (1, 2, 4, 6)
 LEVELS = ("s4", "s8", "s16", "s32")
 LAST = "last"
-MOST_BITS = 16
+MAX_BITS = 16
 
 
 def weights_file(variant: int) -> Path:
@@ -166,10 +166,10 @@ def _check_options(name: str, tap: str, bits: int | None, has_logits: bool) -> N
     """Raises KdepError for options that are unknown, out of range or contradict each other."""
     if tap not in (LAST, *LEVELS):
         raise unknown_name("tap", tap, (LAST, *LEVELS), place=f"the teacher {name!r}")
-    if bits is not None and not 2 <= bits <= MOST_BITS:
+    if bits is not None and not 2 <= bits <= MAX_BITS:
         raise KdepError(
             f"the teacher {name!r} has bits = {bits}",
-            expected=f"2 to {MOST_BITS}, or None for float32",
+            expected=f"2 to {MAX_BITS}, or None for float32",
             fix="correct `bits` in the teacher's config",
         )
     if has_logits and tap != LAST:

@@ -42,7 +42,7 @@ class ModelFamily(NamedTuple):
     std: tuple[float, float, float]
 
 
-_HALF = (0.5, 0.5, 0.5)
+_HALF_RANGE = (0.5, 0.5, 0.5)
 _IMAGENET = (
     tuple(v / 255 for v in normalisation.MEAN),
     tuple(v / 255 for v in normalisation.STD),
@@ -50,7 +50,9 @@ _IMAGENET = (
 # Normalisations as in transformers' image processors: IMAGENET_STANDARD_MEAN for ViT,
 # IMAGENET_DEFAULT_MEAN for DINOv2's BitImageProcessor, OPENAI_CLIP_MEAN for CLIP.
 FAMILIES: dict[str, ModelFamily] = {
-    "vit": ModelFamily("ViTConfig", "ViTModel", "ViTForImageClassification", _HALF, _HALF),
+    "vit": ModelFamily(
+        "ViTConfig", "ViTModel", "ViTForImageClassification", _HALF_RANGE, _HALF_RANGE
+    ),
     "dinov2": ModelFamily(
         "Dinov2Config",
         "Dinov2Model",
@@ -66,7 +68,7 @@ FAMILIES: dict[str, ModelFamily] = {
     ),
 }
 # Settings that change a tower's output for the same tensors; compared with a stored config.json.
-DECISIVE = (
+TOWER_SETTINGS = (
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -98,7 +100,7 @@ class HuggingFace(NetworkTeacher):
     `model` is a repository of the hub ("facebook/dinov2-base"), used only if no file is given.
     `args` is the tower's configuration: `model_type` ("vit", "dinov2", "clip_vision_model") and the
     values that differ from the defaults of that type. If the folder of the weights has a
-    config.json, its settings in DECISIVE must agree with `args`.
+    config.json, its settings in TOWER_SETTINGS must agree with `args`.
 
     Tap: the class token after the last norm (for CLIP, before its projection). For a DINOv2 with
     its linear classifier it is the input of this classifier: the class token and the mean of the
@@ -233,7 +235,7 @@ def check_config(config: Any, path: Path) -> None:
     """Compares `config` with the config.json at `path`, if that file exists.
 
     Raises:
-        KdepError: the file is not valid, or a setting in DECISIVE differs.
+        KdepError: the file is not valid, or a setting in TOWER_SETTINGS differs.
     """
     if not path.is_file():
         return
@@ -249,7 +251,7 @@ def check_config(config: Any, path: Path) -> None:
             expected="the config.json of these weights",
             fix="download it again, or move it elsewhere (it is only compared with `args=`)",
         ) from None
-    for name in DECISIVE:
+    for name in TOWER_SETTINGS:
         value, file_value = getattr(config, name, None), getattr(from_file, name, None)
         if value != file_value:
             raise KdepError(

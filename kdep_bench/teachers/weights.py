@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdep_bench.checkpoints import bad_tensors, read_checkpoint
+from kdep_bench.checkpoints import read_checkpoint, unusable_tensors
 from kdep_bench.errors import KdepError, first_of
 from kdep_bench.files import file_hash, plain_text
 from kdep_bench.teachers.base import load_exactly
 
 RANDOM = "random"  # value of `weights`: keep the random initial weights
-_LISTED = 4  # maximum number of names that an error lists
+_MAX_LISTED = 4  # maximum number of names that an error lists
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def read_weights(
         if not selected:
             raise KdepError(
                 f"no tensor of {path} has a name that begins with {prefix!r} (`prefix=`); its "
-                f"names are {first_of(tensors, _LISTED)}",
+                f"names are {first_of(tensors, _MAX_LISTED)}",
                 fix="correct `prefix=` in the teacher's config",
             )
         tensors = selected
@@ -174,29 +174,29 @@ def read_weights(
         if not any(k.startswith(start) for k in tensors):
             raise KdepError(
                 f"no tensor of {path} has a name that begins with {start!r} (`drop=`); its names "
-                f"are {first_of(tensors, _LISTED)}",
+                f"are {first_of(tensors, _MAX_LISTED)}",
                 fix="correct `drop=` in the teacher's config",
             )
     tensors = {k: v for k, v in tensors.items() if not k.startswith(tuple(drop))}
-    refuse_bad(tensors, f"the weights file {path}", "get another copy")
+    check_tensors(tensors, f"the weights file {path}", "get another copy")
     return tensors
 
 
-def refuse_bad(tensors: Mapping[str, Tensor], what: str, fix: str) -> None:
-    """Raises KdepError if a tensor cannot be a weight (NaN, sparse, ...; see `bad_tensors`).
+def check_tensors(tensors: Mapping[str, Tensor], what: str, fix: str) -> None:
+    """Raises KdepError if a tensor cannot be a weight (NaN, sparse, ...; see `unusable_tensors`).
 
     Args:
         tensors: tensors by name.
         what: the file or object that contains them; the error begins with it.
         fix: the fix that the error states.
     """
-    bad = bad_tensors(tensors)
+    bad = unusable_tensors(tensors)
     if not bad:
         return
     nan = [k for k, v in bad.items() if "NaN" in v]
     if nan:
         raise KdepError(
-            f"{what} contains NaN or infinity in {len(nan)} tensors ({first_of(nan, _LISTED)})",
+            f"{what} contains NaN or infinity in {len(nan)} tensors ({first_of(nan, _MAX_LISTED)})",
             fix=fix,
         )
     name = next(iter(bad))
@@ -269,7 +269,9 @@ def _flat(path: Path, key: str | None) -> dict[str, Tensor]:
     if others or not loaded:
         types = [f"{str(k)[:60]}: {type(v).__name__}" for k, v in others.items()]
         content = (
-            f"entries that are not tensors ({first_of(types, _LISTED)})" if others else "no tensor"
+            f"entries that are not tensors ({first_of(types, _MAX_LISTED)})"
+            if others
+            else "no tensor"
         )
         raise KdepError(
             f"the weights file {path} contains {content} {where}",
@@ -279,7 +281,7 @@ def _flat(path: Path, key: str | None) -> dict[str, Tensor]:
     return dict(loaded)
 
 
-_DEEPEST = 4  # levels of nested entries that are searched for tensors
+_MAX_DEPTH = 4  # levels of nested entries that are searched for tensors
 
 
 def _sets(loaded: Mapping[Any, Any]) -> dict[str, Any]:
@@ -289,7 +291,7 @@ def _sets(loaded: Mapping[Any, Any]) -> dict[str, Any]:
     lower level than the weights.
     """
     level: dict[str, Any] = {"": loaded}
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_DEPTH):
         if sets := {k: v for k, v in level.items() if _holds_tensors(v)}:
             return sets
         level = {

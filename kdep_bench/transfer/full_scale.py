@@ -20,7 +20,7 @@ def verified_counts(name: str, data_root: Path) -> dict[str, int]:
     Returns:
         the counts of the set, for example {"train_images": 50000, ...}.
     """
-    return verify(get_set(name), Path(data_root), n_decoded=N_DECODED, whole=False)
+    return verify(get_set(name), Path(data_root), n_decoded=N_DECODED, check_counts=False)
 
 
 def split_counts(

@@ -15,7 +15,7 @@ from kdep_bench.transfer.segmentation import Segmentation
 # {set: its class in mmseg}
 KINDS = {"cityscapes": "CityscapesDataset", "voc": "PascalVOCDataset", "ade20k": "ADE20KDataset"}
 # {set: (splits for training, splits for the test)}
-COUNTED = {
+SPLITS = {
     "cityscapes": (("train",), ("val",)),
     "voc": (("segmentation_train", "segmentation_aug"), ("segmentation_val",)),
     "ade20k": (("training",), ("validation",)),
@@ -145,7 +145,7 @@ class OfficialSegmentation(Segmentation):
         return Config(mm_config.without_sync_bn(cfg))
 
     def check_data(self, data_root: Path) -> list[SplitCount]:
-        train, test = COUNTED[self.recipe["set"]]
+        train, test = SPLITS[self.recipe["set"]]
         return full_scale.split_counts(self.recipe["set"], data_root, train, test)
 
     def read_metrics(

@@ -17,10 +17,10 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
-from kdep_bench.checkpoints import bad_tensors, read_checkpoint
+from kdep_bench.checkpoints import read_checkpoint, unusable_tensors
 from kdep_bench.errors import KdepError, how_to_rebuild
 
-_LISTED = 8  # maximum number of names in an error; the lists that `compare` returns are complete
+_MAX_LISTED = 8  # names in an error; the lists that `compare` returns are complete
 
 
 def read_tensors(path: str | Path) -> OrderedDict[str, Tensor]:
@@ -52,7 +52,7 @@ def read_tensors(path: str | Path) -> OrderedDict[str, Tensor]:
             expected="a flat mapping from names to tensors",
             fix=fix,
         )
-    bad = bad_tensors(loaded)
+    bad = unusable_tensors(loaded)
     if nan := [k for k, why in bad.items() if "NaN" in why]:
         raise KdepError(
             f"the checkpoint {path} contains NaN or infinity in {len(nan)} tensors ({_names(nan)})",
@@ -187,8 +187,8 @@ def _fix_for(missing: list[str], unexpected: list[str], mismatched: list[str]) -
 
 def _names(names: Iterable[str]) -> str:
     names = list(names)
-    more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    more = f", and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more
 
 
 class Parts(nn.Module):

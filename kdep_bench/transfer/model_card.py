@@ -14,7 +14,7 @@ from typing import Any
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict
 
-PTH, SAFE, CARD = "backbone.pth", "backbone.safetensors", "README.md"
+PTH, SAFETENSORS, CARD = "backbone.pth", "backbone.safetensors", "README.md"
 
 Json = dict[str, Any]
 
@@ -198,8 +198,8 @@ def _loading(student: Json, files: Mapping[str, str]) -> list[str]:
     ]
     if is_standard_resnet(student):
         depth = student["backbone"]["depth"]
-        has_safetensors = SAFE in files
-        read = f"safetensors.torch.load_file('{SAFE}')"
+        has_safetensors = SAFETENSORS in files
+        read = f"safetensors.torch.load_file('{SAFETENSORS}')"
         if not has_safetensors:
             read = f"torch.load('{PTH}', weights_only=True)"
         lines += [

@@ -102,11 +102,11 @@ class OnnxDetector(WithPreprocessing):
             self.register_buffer(f"anchors_{level}", boxes_N4.clone(), persistent=False)
 
     def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        maps = self.backbone.extract_feat(self.preprocessed(images_B3HW))
+        maps = self.backbone.extract_feat(self.preprocess(images_B3HW))
         proposals_BP4, are_valid_BP = self._proposals(maps)
         return self._detections(maps, proposals_BP4, are_valid_BP)
 
-    def preprocessed(self, images_B3HW: Tensor) -> Tensor:
+    def preprocess(self, images_B3HW: Tensor) -> Tensor:
         """Normalised images, extended by zeros to the size that mmdet's preprocessor gives them."""
         below, right = self.padding
         normalised = (images_B3HW - self.mean) / self.std
@@ -254,7 +254,7 @@ def toolkit_outputs(detector: OnnxDetector, images_B3HW: Tensor) -> list[Array]:
     shapes = dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
     samples = [DetDataSample(metainfo=shapes) for _ in images_B3HW]
     with torch.inference_mode():
-        detected = model.predict(detector.preprocessed(images_B3HW), samples, rescale=False)
+        detected = model.predict(detector.preprocess(images_B3HW), samples, rescale=False)
     count = int(model.roi_head.test_cfg.max_per_img)
     outputs = [np.zeros((len(detected), count, *shape), np.float32) for shape in ((4,), (), ())]
     for i, sample in enumerate(detected):

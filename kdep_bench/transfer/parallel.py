@@ -34,7 +34,7 @@ from kdep_bench import openmmlab
 from kdep_bench.errors import KdepError
 from kdep_bench.pretrain.parallel import mean_over_ranks, share_batch_norm, world_size
 
-COLLECTED = ".ranks"  # folder in the work dir for the test results of the ranks
+RANKS_FOLDER = ".ranks"  # folder in the work dir for the test results of the ranks
 
 
 def per_process(batch: int, what: str) -> int:
@@ -173,4 +173,4 @@ def set_collect_folder(runner: Any, folder: Path) -> None:
         return
     for i, metric in enumerate(runner.test_loop.evaluator.metrics):
         if metric.collect_device == "cpu":
-            metric.collect_dir = str(folder / COLLECTED / str(i))
+            metric.collect_dir = str(folder / RANKS_FOLDER / str(i))

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.ao.quantization import MovingAverageMinMaxObserver
 
-FULL = 32  # bits of a value that is not quantised
-LARGEST = 8  # largest number of bits of a quantised value
+FLOAT_BITS = 32  # bits of a value that is not quantised
+MAX_BITS = 8  # largest number of bits of a quantised value
 SAMPLE = 4096  # largest number of weights of a layer that are clustered
 
 
@@ -27,7 +27,7 @@ def dorefa_weight(weight: Tensor, bits: int) -> Tensor:
     u = tanh(w) / (2 m) + 1/2 and m = max |tanh(w)|, without gradient through m. The authors leave
     the factor m out, because a BatchNorm follows each of their layers.
     """
-    if bits == FULL:
+    if bits == FLOAT_BITS:
         return weight
     steps = 2**bits - 1
     squashed = torch.tanh(weight)
@@ -61,7 +61,7 @@ def hybrid_bits(weight: Tensor, threshold: float, smallest: int, largest: int) -
     The result is limited to smallest..largest.
     """
     bits = next(
-        (k for k in range(2, LARGEST) if 1e6 * cluster_distance(weight, k) < threshold), LARGEST
+        (k for k in range(2, MAX_BITS) if 1e6 * cluster_distance(weight, k) < threshold), MAX_BITS
     )
     return min(max(bits, smallest), largest)
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from kdep_bench.results.records.samples import FILE, Samples, scores, write
 
-CHECKED = 5000  # the score is computed again from the saved outputs of up to this many images
+# The score is computed again from the saved outputs of up to this many images.
+MAX_CHECKED_IMAGES = 5000
 # {class name of the metric: scorer}; see kdep_bench/results/records/samples.py
 SCORERS = {"Accuracy": "accuracy", "ClasswiseIoU": "iou", "NamedCocoMetric": "coco"}
 
@@ -61,8 +62,8 @@ def save_samples(
 ) -> tuple[Any, list[str]]:
     """Writes `samples` into the stage's directory.
 
-    For up to CHECKED images, the metrics are computed from the samples; if they are not exactly
-    equal to `metrics`, nothing is written.
+    For up to MAX_CHECKED_IMAGES images, the metrics are computed from the samples; if they are not
+    exactly equal to `metrics`, nothing is written.
 
     Args:
         out: the stage's directory.
@@ -74,7 +75,7 @@ def save_samples(
     """
     if samples is None:
         return None, []
-    if len(samples.images) <= CHECKED:
+    if len(samples.images) <= MAX_CHECKED_IMAGES:
         for name, value in scores(samples).items():
             if name in metrics and metrics[name] != value:
                 return None, [

@@ -22,7 +22,7 @@ from kdep_bench.paths import ROOT as REPO
 from kdep_bench.suite.config import build_suite, resolve
 from kdep_bench.suite.graph import Plan
 from kdep_bench.suite.plan import build_plan
-from kdep_bench.transfer.model_card import CARD, PTH, SAFE, _loading, card
+from kdep_bench.transfer.model_card import CARD, PTH, SAFETENSORS, _loading, card
 from tests.transfer.conftest import export_random, in_subprocess  # noqa: F401  (a fixture)
 
 SUITE = {
@@ -89,7 +89,7 @@ def test_a_published_student_loads_in_torchvision(
     from safetensors.torch import load_file
 
     net = torchvision.models.resnet18()
-    mismatch = net.load_state_dict(load_file(r18 / SAFE), strict=False)
+    mismatch = net.load_state_dict(load_file(r18 / SAFETENSORS), strict=False)
     assert mismatch.missing_keys == ["fc.weight", "fc.bias"]
     assert not mismatch.unexpected_keys
     net.fc = torch.nn.Identity()  # type: ignore[assignment]
@@ -102,7 +102,7 @@ def test_the_lines_of_the_model_card_load_the_network_in_torchvision_and_timm(
     r18: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(r18)
-    code = "\n".join(_loading(resolve("student", "resnet18"), {SAFE: ""}))
+    code = "\n".join(_loading(resolve("student", "resnet18"), {SAFETENSORS: ""}))
     exec(code, {})
     with_timm = code.replace(
         "net = torchvision.models.resnet18()",
@@ -133,7 +133,7 @@ def test_a_published_student_loads_in_mmpretrain(r18: Path, expected: torch.Tens
 def test_both_weights_files_have_the_same_tensors(r18: Path) -> None:
     from safetensors.torch import load_file
 
-    saved, safe = torch.load(r18 / PTH, weights_only=True), load_file(r18 / SAFE)
+    saved, safe = torch.load(r18 / PTH, weights_only=True), load_file(r18 / SAFETENSORS)
     assert saved.keys() == safe.keys()
     assert all(torch.equal(saved[k], safe[k]) and saved[k].dtype == safe[k].dtype for k in saved)
 
@@ -150,7 +150,7 @@ def test_a_student_is_published_with_a_card_and_a_changed_file_is_refused(
     folder = make_export(plan, work, stage_id, r18 / PTH).parent
     (published_folder,) = publish(suite, plan, work, tmp_path / "out")
     text = (published_folder / CARD).read_text()
-    assert f"{file_hash(published_folder / SAFE)}  {SAFE}" in text
+    assert f"{file_hash(published_folder / SAFETENSORS)}  {SAFETENSORS}" in text
     assert f"{file_hash(published_folder / PTH)}  {PTH}" in text
     assert "Apache-2.0" in text
     assert "| labels used in pre-training | no |" in text

@@ -182,7 +182,7 @@ def test_jobs_of_a_killed_coordinator_continue_and_no_stage_runs_twice(slurm: Sl
     process.wait()
     wait_for(lambda: not snakemakes(tmp_path), 100, "the end of its Snakemake")
     assert len(slurm.jobs()) == 2  # the jobs continue without their coordinator
-    (run_entry,) = (e for e in work_dir.survey(tmp_path, {}, {}) if e.is_run)
+    (run_entry,) = (e for e in work_dir.survey(tmp_path, {}, {}) if e.is_cluster_run)
     assert run_entry.state == "running"  # while one of its stages runs
     restarted = start_coordinator(tmp_path, expression)
     wait_for(lambda: len(slurm.jobs("pending")) == 2, 400, "jobs that wait for the running ones")
@@ -330,7 +330,7 @@ def test_snakemake_on_this_machine_needs_no_slurm(snakemake: str, tmp_path):
     local = cluster.ClusterOptions("snakemake-local")
     outcome = run(fakes.diamond(b={"do": "raise"}), tmp_path, local)
     assert len(outcome.failed) == len(outcome.skipped) == 1
-    (run_entry,) = (e for e in work_dir.survey(tmp_path, {}, {}) if e.is_run)
+    (run_entry,) = (e for e in work_dir.survey(tmp_path, {}, {}) if e.is_cluster_run)
     assert (run_entry.state, run_entry.kept_by) == ("ended", ())
     assert work_dir.remove(tmp_path, run_entry)
     assert len(run(fakes.diamond(), tmp_path, local).ran) == 2  # b and d; a and c are done

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdep_bench.bounds import Domain
-from kdep_bench.data.domains import DOMAINS, changed, fog, seed_of
+from kdep_bench.data.domains import DOMAINS, changed, fog, seed_from_name
 from kdep_bench.errors import KdepError
 from kdep_bench.signatures import check_value
 from kdep_bench.transfer.recipes import _TYPES
@@ -44,7 +44,11 @@ def test_an_image_of_a_domain_depends_only_on_the_image_and_the_seed(domain):
     np.testing.assert_array_equal(first, again)
     assert np.any(first != changed(image(), domain, [8]))
     assert np.abs(first.astype(int) - image()).mean() > 20  # a different domain
-    assert seed_of("test/000001.jpg") == seed_of("000001.jpg") != seed_of("000002.jpg")
+    assert (
+        seed_from_name("test/000001.jpg")
+        == seed_from_name("000001.jpg")
+        != seed_from_name("000002.jpg")
+    )
 
 
 def test_a_sketch_is_grey_and_draws_an_even_surface_white():

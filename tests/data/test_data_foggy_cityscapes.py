@@ -81,7 +81,7 @@ def test_an_incomplete_copy_is_refused(damage: Any, message: str, tmp_path: Path
     dataset = make(NAME, tmp_path)
     damage(tmp_path / NAME)
     with pytest.raises(KdepError, match=message):
-        verify(dataset, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, check_counts=False)
 
 
 def test_the_fix_for_a_mask_without_annotations_works(tmp_path: Path):
@@ -92,9 +92,9 @@ def test_the_fix_for_a_mask_without_annotations_works(tmp_path: Path):
         image = next((folder / name / "train").rglob(f"*{suffix}"))
         (image.parent / f"tinytown_999999_000019{suffix}").write_bytes(image.read_bytes())
     with pytest.raises(KdepError, match=CONVERT):
-        verify(dataset, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, check_counts=False)
     foggy.convert(folder, lambda *_: None)
-    assert verify(dataset, tmp_path, None, whole=False)["train_foggy_images"] == 9
+    assert verify(dataset, tmp_path, None, check_counts=False)["train_foggy_images"] == 9
 
 
 @pytest.mark.parametrize(

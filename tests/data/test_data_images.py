@@ -1,7 +1,6 @@
 """User images: every fault is found, and every readable image becomes upright 8-bit RGB.
 
-A 'plain' image has this form already and is linked; others are converted to PNG. DEEP means 16 bits
-per channel.
+A 'plain' image has this form already and is linked; others are converted to PNG.
 """
 
 from __future__ import annotations
@@ -142,7 +141,7 @@ def test_16_bit_grey_is_scaled_over_the_whole_range(tmp_path: Path, suffix: str)
     file = tmp_path / f"a.{suffix}"
     cv2.imwrite(str(file), deep)
     link, info = place_image(tmp_path, file)
-    assert images.DEEP in info.kinds
+    assert images.SCALED_16_BIT in info.kinds
     assert read_by_all(link)[..., 0].tolist() == [[0, 0, 1, 1], [128, 254, 255, 255]]
 
 
@@ -186,7 +185,7 @@ def test_16_bit_rgb_is_scaled_and_keeps_its_channels(tmp_path: Path, suffix: str
     file = tmp_path / f"a.{suffix}"
     cv2.imwrite(str(file), deep[..., ::-1])
     link, info = place_image(tmp_path, file)
-    assert images.DEEP in info.kinds
+    assert images.SCALED_16_BIT in info.kinds
     assert read_by_all(link)[0, 0].tolist() == [255, 1, 128]
 
 

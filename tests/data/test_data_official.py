@@ -103,7 +103,7 @@ def test_the_counts_of_complete_releases_are_the_published_numbers() -> None:
 
 
 def test_a_tiny_copy_passes_its_own_checks(tiny_set: OfficialSet, tmp_path: Path) -> None:
-    counts = verify(tiny_set, tmp_path, None, whole=False)
+    counts = verify(tiny_set, tmp_path, None, check_counts=False)
     assert set(tiny_set.counts) <= set(counts)
     assert all(n > 0 for n in counts.values())
 
@@ -125,7 +125,7 @@ def test_an_image_file_of_zero_bytes_is_refused(tiny_set: OfficialSet, tmp_path:
         files = [tmp_path / "cifar100" / cifar100.FOLDER / "train"]
     files[0].write_bytes(b"")
     with pytest.raises(KdepError, match=r"0 bytes") as error:
-        verify(tiny_set, tmp_path, None, whole=False)
+        verify(tiny_set, tmp_path, None, check_counts=False)
     assert files[0].name in str(error.value)
 
 
@@ -197,7 +197,7 @@ def test_cityscapes_masks_with_label_ids_are_refused(tmp_path: Path) -> None:
     ids = mask.with_name(mask.name.replace("labelTrainIds", "labelIds"))
     mask.write_bytes(ids.read_bytes())
     with pytest.raises(KdepError, match="look like labelIds"):
-        verify(dataset, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, check_counts=False)
 
 
 def test_cityscapes_train_ids_agree_with_the_label_ids(tmp_path: Path) -> None:
@@ -224,14 +224,14 @@ def test_a_cityscapes_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     mask = next((tmp_path / "cityscapes/gtFine/val").rglob(f"*{cityscapes.TRAIN_IDS}"))
     Image.open(mask).resize((32, 24)).save(mask)
     with pytest.raises(KdepError, match="32x24"):
-        verify(dataset, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, check_counts=False)
 
 
 def test_a_missing_split_list_of_voc_is_refused(tmp_path: Path) -> None:
     dataset = make("voc", tmp_path)
     (tmp_path / "voc/VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").unlink()
     with pytest.raises(KdepError, match=r"Segmentation/val.txt does not exist"):
-        verify(dataset, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, check_counts=False)
 
 
 def test_a_class_specific_image_list_of_voc_is_refused(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_class_specific_image_list_of_voc_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "voc/VOCdevkit/VOC2007/ImageSets/Main/test.txt"
     path.write_text("".join(f"{image}  1\n" for image in path.read_text().split()))
     with pytest.raises(KdepError, match=r"not <class>_trainval\.txt"):
-        verify(dataset, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, check_counts=False)
 
 
 def test_valid_difficult_flags_of_voc_are_read_and_invalid_ones_are_refused(tmp_path: Path) -> None:
@@ -273,10 +273,10 @@ def test_images_in_voc_s_own_lists_are_not_in_the_list_of_sbd_masks(tmp_path: Pa
         file.write(f"{official_name}\n")
     voc.convert(folder, quiet)
     assert official_name not in (lists / "aug.txt").read_text().split()
-    verify(dataset, tmp_path, None, whole=False)
+    verify(dataset, tmp_path, None, check_counts=False)
     (lists / "aug.txt").open("a").write(f"{official_name}\n")
     with pytest.raises(KdepError, match=r"SegmentationClassAug|are both in the training lists"):
-        verify(dataset, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, check_counts=False)
 
 
 def test_coco_crowds_are_counted_and_categories_compared(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_coco_crowds_are_counted_and_categories_compared(tmp_path: Path) -> None
     table["categories"][0]["name"] = "persons"
     path.write_text(json.dumps(table))
     with pytest.raises(KdepError, match=r"not those of COCO.*person"):
-        verify(dataset, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, check_counts=False)
 
 
 def test_the_mask_of_a_tiny_crowd_covers_its_box(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_a_partly_unpacked_folder_of_coco_images_is_refused(tmp_path: Path) -> N
     dataset = make("coco", tmp_path)
     sorted((tmp_path / "coco/train2017").iterdir())[-1].unlink()
     with pytest.raises(KdepError, match="unpack its archives again: kdep-bench data coco --root /"):
-        verify(dataset, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, check_counts=False)
 
 
 def test_a_coloured_mask_of_ade20k_is_refused(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_a_coloured_mask_of_ade20k_is_refused(tmp_path: Path) -> None:
     mask = next((tmp_path / "ade20k").rglob("annotations/training/*.png"))
     Image.open(mask).convert("RGB").save(mask)
     with pytest.raises(KdepError, match="mode RGB"):
-        verify(dataset, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, check_counts=False)
 
 
 def test_a_cifar_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_inconsistent_lists_of_cub_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "cub200/CUB_200_2011/train_test_split.txt"
     path.write_text("".join(f"{row}\n" for row in path.read_text().splitlines()[:-1]))
     with pytest.raises(KdepError, match="differ in 1 image ids"):
-        verify(dataset, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, check_counts=False)
 
 
 def test_inconsistent_lists_of_dtd_are_refused(tmp_path: Path) -> None:
@@ -360,7 +360,7 @@ def test_inconsistent_lists_of_dtd_are_refused(tmp_path: Path) -> None:
     (labels / "train1.txt").write_text(val)
     (labels / "val1.txt").write_text(train)
     with pytest.raises(KdepError, match=r"differs from labels/train1.txt"):
-        verify(dataset, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, check_counts=False)
 
 
 def test_a_gap_in_the_class_numbers_of_caltech_is_refused(tmp_path: Path) -> None:
@@ -501,14 +501,14 @@ def test_imagenet_s_nested_tars_are_unpacked_into_class_folders(tmp_path: Path) 
     with pytest.raises(KdepError, match="1d675b47d978889d74fa0da5fadfb00e"):
         lay_out(dataset, root, [downloads], quiet)
     lay_out(dataset, root, [downloads], quiet, checksums=False)
-    counts = verify(dataset, root, None, whole=False)
+    counts = verify(dataset, root, None, check_counts=False)
     assert counts == {"train_classes": 4, "train_images": 4 * imagenet.TINY_IMAGES}
     first = root / "imagenet/train" / imagenet.TINY_WNIDS[0]
     expected = {p.name: p.read_bytes() for p in first.iterdir()}
     for p in first.iterdir():
         p.write_bytes(b"x")
     with pytest.raises(KdepError, match="not an image"):
-        verify(dataset, root, None, whole=False)
+        verify(dataset, root, None, check_counts=False)
     # The failed check removed the records that the archives were unpacked.
     lay_out(dataset, root, [downloads], quiet, checksums=False)
     assert {p.name: p.read_bytes() for p in first.iterdir()} == expected
@@ -562,10 +562,10 @@ def test_a_damaged_imagenet_image_is_refused_and_png_or_cmyk_is_not(tmp_path: Pa
     files = sorted((tmp_path / "imagenet/train").rglob("*.JPEG"))
     Image.open(files[0]).convert("RGB").save(files[0], format="PNG")
     Image.open(files[1]).convert("CMYK").save(files[1], format="JPEG")
-    verify(dataset, tmp_path, None, whole=False)
+    verify(dataset, tmp_path, None, check_counts=False)
     files[2].write_bytes(files[2].read_bytes()[:-200])
     with pytest.raises(KdepError, match=files[2].name):
-        verify(dataset, tmp_path, None, whole=False)
+        verify(dataset, tmp_path, None, check_counts=False)
 
 
 def test_prepare_data_unpacks_voc_from_its_archives(
@@ -591,7 +591,7 @@ def test_prepare_data_unpacks_voc_from_its_archives(
     args = ["voc", "--root", str(tmp_path / "root"), "--archives", str(downloads), "--no-checksums"]
     assert prepare_data.main(args) == 2
     assert "as in the official release" in capsys.readouterr().err
-    assert verify(get_set("voc"), tmp_path / "root", None, whole=False)
+    assert verify(get_set("voc"), tmp_path / "root", None, check_counts=False)
     (downloads / "benchmark.tgz").unlink()
     assert prepare_data.main([*args[:2], str(tmp_path / "other"), *args[3:]]) == 2
     assert "was not found in" in capsys.readouterr().err
@@ -672,7 +672,7 @@ def replace_text(path: Path, old: str, new: str) -> None:
 def assert_refused(name: str, root: Path, match: str) -> None:
     """Asserts that verifying the set raises an error that matches."""
     with pytest.raises(KdepError, match=match):
-        verify(get_set(name), root, 1, whole=False)
+        verify(get_set(name), root, 1, check_counts=False)
 
 
 def test_a_wrong_label_in_a_list_of_caltech_is_refused(tmp_path: Path) -> None:
@@ -682,7 +682,7 @@ def test_a_wrong_label_in_a_list_of_caltech_is_refused(tmp_path: Path) -> None:
     assert_refused("caltech256", tmp_path, r"001_0005.jpg 1.*that class folder, from 0: 0")
     path.unlink()
     caltech256.write_lists(tmp_path / "caltech256", 4)  # the advised command does this
-    verify(get_set("caltech256"), tmp_path, 1, whole=False)
+    verify(get_set("caltech256"), tmp_path, 1, check_counts=False)
 
 
 def test_a_wrong_label_of_cub_is_refused(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_an_exif_rotated_image_with_labels_is_used_upright_or_refused(
     upright = Image.open(file)
     upright.transpose(Image.Transpose.ROTATE_90).save(file, exif=exif, quality=95)
     outputs = own.run(spec, tmp_path / "out")  # the labels have the upright size
-    assert images.TURNED in str(outputs["card"])
+    assert images.EXIF_ROTATED in str(outputs["card"])
     name = "detect/train/0.jpg.png"
     if part == "masks":
         name = "cityscapes/leftImg8bit/train/own/0_leftImg8bit.png"

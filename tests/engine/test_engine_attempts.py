@@ -227,7 +227,7 @@ from kdep_bench.suite.graph import Plan, add_stage
 # Another machine, on a shared file system without flock.
 lock.boot_id = attempts.boot_id = lambda: sys.argv[2]
 lock._flock = lambda fd, how=0: True
-lock.BEAT = float(sys.argv[5])
+lock.HEARTBEAT_INTERVAL = float(sys.argv[5])
 plan = Plan("apart")
 stage_id = add_stage(plan, sys.argv[3], "a", eval(sys.argv[4]), kinds=fakes.KINDS)
 print("up", flush=True)
@@ -273,7 +273,7 @@ def test_a_stopped_process_that_continues_does_not_change_its_successor_s_stage(
         first.send_signal(signal.SIGSTOP)
         lock = StageLock(tmp_path, stage_id)
         assert lock.path.read_bytes()
-        # `lock.Watch` does the same after `lock.STALE` seconds without a heartbeat.
+        # `lock.Watch` does the same after `lock.HEARTBEAT_TIMEOUT` seconds without a heartbeat.
         os.truncate(lock.path, 0)
         second = start_machine(tmp_path, "two", kind, spec)
         assert second.wait(60) == worker.DONE

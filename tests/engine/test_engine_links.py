@@ -109,7 +109,7 @@ def test_a_lock_that_is_not_a_regular_file_is_refused(work, tmp_path, kind):
     else:
         lock_path.parent.mkdir()
         lock_path.symlink_to(target) if kind == "link to a file" else os.mkfifo(lock_path)
-    assert not lock.StageLock(work, stage_id).held_elsewhere()
+    assert not lock.StageLock(work, stage_id).is_held_by_any()
     with pytest.raises(KdepError):
         lock.StageLock(work, stage_id).take()
     if kind != "locks folder is a link":

@@ -46,16 +46,16 @@ def start_holder(work: Path, *lines: str) -> subprocess.Popen:
 
 def test_a_lock_is_exclusive_and_names_its_owner(tmp_path):
     first, second = StageLock(tmp_path, "x"), StageLock(tmp_path, "x")
-    assert not second.held_elsewhere()
+    assert not second.is_held_by_any()
     assert first.take()
     assert first.still_held()
     assert not second.take()
-    assert second.held_elsewhere()
+    assert second.is_held_by_any()
     assert f"process {os.getpid()} on " in second.owner()
     first.free()
     assert second.take()
     second.free()
-    assert not first.held_elsewhere()
+    assert not first.is_held_by_any()
 
 
 def test_the_lock_of_a_killed_process_is_free_although_its_forked_child_lives(tmp_path):
@@ -75,7 +75,7 @@ def test_the_lock_of_a_killed_process_is_free_although_its_forked_child_lives(tm
     )
     assert process.stdout is not None
     orphan = int(process.stdout.readline())
-    assert StageLock(tmp_path, "x").held_elsewhere()
+    assert StageLock(tmp_path, "x").is_held_by_any()
     process.kill()
     process.wait()
     try:
@@ -137,7 +137,7 @@ def test_a_truncated_lock_file_still_locks_and_one_of_an_older_format_does_not(t
 
 
 def test_a_stage_whose_lock_was_taken_over_ends_without_a_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "BEAT", 0.05)
+    monkeypatch.setattr(lock, "HEARTBEAT_INTERVAL", 0.05)
     plan = fakes.Plan("lost")
     stage_id = fakes.add_stage(plan, "make", "a", {"sleep": 3.0}, kinds=fakes.KINDS)
     former_handler = signal.signal(signal.SIGTERM, stage_process.stop)
@@ -160,7 +160,7 @@ def test_a_stage_whose_lock_was_taken_over_ends_without_a_result(tmp_path, monke
 
 
 def test_the_pool_takes_a_stage_over_from_a_dead_remote_owner(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "STALE", 1.0)
+    monkeypatch.setattr(lock, "HEARTBEAT_TIMEOUT", 1.0)
     monkeypatch.setattr(local_pool, "_ELSEWHERE_POLL", 0.2)
     plan = fakes.diamond()
     write_remote_owner(tmp_path, fakes.id_of(plan, "b"))

@@ -140,7 +140,7 @@ def test_a_stage_s_resources_are_requested_from_the_cluster():
     row = cluster.snakefile_entry(wide, cluster.ClusterOptions("slurm"))
     four_minutes = 4
     without_gpu = ("", 0)  # gres, gpu
-    assert (row["threads"], row["runtime"]) == (cluster.WIDE_CORES, four_minutes)
+    assert (row["threads"], row["runtime"]) == (cluster.CORES_OF_WHOLE_MACHINE, four_minutes)
     assert (row["gres"], row["gpu"]) == without_gpu
     assert "--signal=TERM@60" in row["slurm_extra"]
     local_row = cluster.snakefile_entry(two, cluster.ClusterOptions("snakemake-local", gpus=("0",)))
@@ -356,7 +356,7 @@ def test_a_stopped_job_is_requeued_only_if_the_stage_can_finish_later(
     plan = fakes.diamond()
     planned = next(iter(plan.stages.values()))
     planned = replace(planned, resumable=resumable, timeout=timeout)
-    requeued, error = stage.after_stop(planned, job_fields, NOON)
+    requeued, error = stage.requeue_after_stop(planned, job_fields, NOON)
     assert requeued == requeue
     assert bool(error) == fails
 

@@ -155,7 +155,7 @@ def test_a_cluster_run_is_kept_while_it_or_one_of_its_stages_runs(tmp_path):
     run_dir = make_cluster_run(tmp_path, "snakemake-local", *plan.stages)
 
     def run_entry() -> work_dir.WorkDirEntry:
-        (entry,) = (e for e in work_dir.survey(tmp_path, {}, {}) if e.is_run)
+        (entry,) = (e for e in work_dir.survey(tmp_path, {}, {}) if e.is_cluster_run)
         return entry
 
     entry = run_entry()

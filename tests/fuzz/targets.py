@@ -48,7 +48,7 @@ def official_set(name: str, pattern: str) -> Callable[[Path], tuple[Path, Callab
         (root / name).mkdir(parents=True, exist_ok=True)
         dataset.tiny(root / name, np.random.default_rng(0))
         path = next(iter(sorted((root / name).glob(pattern))))
-        return path, lambda: verify(dataset, root, 2, whole=False)
+        return path, lambda: verify(dataset, root, 2, check_counts=False)
 
     return setup
 

@@ -72,7 +72,7 @@ def test_a_malformed_coco_entry_raises_kdep_error(tmp_path: Path, part: str, ent
     table[part][0] = entry
     path.write_text(json.dumps(table))
     with pytest.raises(KdepError, match=f"entry 0 of {part}"):
-        verify(dataset, tmp_path, 1, whole=False)
+        verify(dataset, tmp_path, 1, check_counts=False)
 
 
 @pytest.mark.parametrize("word", ["\u00b2", "x", "-1", "9" * 30])
@@ -87,7 +87,7 @@ def test_a_wrong_word_in_a_list_of_cub_raises_kdep_error(
     rows[3][column] = word
     path.write_text("\n".join(" ".join(r) for r in rows))
     with pytest.raises(KdepError, match="CUB_200_2011"):
-        verify(dataset, tmp_path, 1, whole=False)
+        verify(dataset, tmp_path, 1, check_counts=False)
 
 
 @pytest.mark.parametrize("row", [0.5, [], {}, {"id": {}}, {"id": 3}, None])
@@ -127,7 +127,7 @@ def test_a_dtd_table_with_malformed_columns_raises_kdep_error(tmp_path: Path):
     ):
         savemat(path, {"images": columns | change})
         with pytest.raises(KdepError, match=r"imdb\.mat"):
-            verify(dataset, tmp_path, 1, whole=False)
+            verify(dataset, tmp_path, 1, check_counts=False)
 
 
 def test_control_characters_in_an_error_are_escaped():

@@ -202,7 +202,7 @@ class TinyRun:
         if config.get("peer"):  # a second network as small as the student
             config["peer"] = tiny.LARGER
         kind = locate(config["type"])
-        augment = copy.deepcopy(method["augment"]) if kind.reads_extra else None
+        augment = copy.deepcopy(method["augment"]) if kind.reads_from_augment else None
         # Tiny images need small patches, and a short training needs a low ratio.
         if augment and "patch" in augment:
             augment |= {"patch": 8, "ratio": 0.5}

@@ -116,7 +116,7 @@ def test_every_term_equals_the_formula_in_float64(peers: int):
     terms = {k: array(v) for k, v in objective.terms(ctx).items()}
     maps = [array(o.maps["s32"]) for o in outputs]
     fused = np.mean([attended(objective, k, x) for k, x in enumerate(maps)], axis=0)
-    np.testing.assert_allclose(array(objective.fused([o.maps["s32"] for o in outputs])), fused)
+    np.testing.assert_allclose(array(objective.fuse([o.maps["s32"] for o in outputs])), fused)
     heads = [objective.head, *objective.peer_heads]
     all_logits = [array(head(o.after)) for head, o in zip(heads, outputs, strict=True)]
     head = objective.fused_head
@@ -147,7 +147,7 @@ def test_without_attention_the_fused_map_is_the_average():
     objective, _, outputs = build(attention=False)
     maps = [o.maps["s32"] for o in outputs]
     average = (objective.scales[0](maps[0]) + objective.scales[1](maps[1])) / 2
-    torch.testing.assert_close(objective.fused(maps), average)
+    torch.testing.assert_close(objective.fuse(maps), average)
     assert not list(objective.attention.parameters())
 
 

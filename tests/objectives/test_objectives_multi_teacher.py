@@ -23,7 +23,7 @@ from kdep_bench.objectives.ca_mkd import ConfidenceAwareFeatures, ConfidenceWeig
 from kdep_bench.objectives.entropy_weights import EntropyWeights
 from kdep_bench.objectives.logit_kd import soft_kl
 from kdep_bench.objectives.multi_teacher import MultiTeacherKD, MultiTeacherKDWithLabels
-from kdep_bench.objectives.roles import from_class, readers, union
+from kdep_bench.objectives.roles import attribute_of_class, readers, union
 from kdep_bench.objectives.weighting import Weighting
 from kdep_bench.teachers.base import TeacherOutput
 
@@ -269,7 +269,9 @@ def sum_of(weights: Mapping[str, list[float]]) -> Objective:
         weighting=dict(type=f"{__name__}.FixedWeights", weights=weights),
     )
     assert demands(config).needs == {"logits", "labels"}
-    assert union(readers(config, ["a", "b"], from_class)["b"], "needs", from_class) == {"logits"}
+    assert union(
+        readers(config, ["a", "b"], attribute_of_class)["b"], "needs", attribute_of_class
+    ) == {"logits"}
     arguments = {
         "teachers": {"a": {"teacher_classes": 3}, "b": {"teacher_classes": 5}},
         "epochs": 1.0,

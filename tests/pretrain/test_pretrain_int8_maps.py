@@ -16,7 +16,7 @@ from kdep_bench.data.views import open_views
 from kdep_bench.errors import KdepError
 from kdep_bench.features import cache, cache_check
 from kdep_bench.features.cache_read import bytes_of_view, open_cache
-from kdep_bench.features.int8_maps import SMALLEST_SCALE, Int8Shard, quantise
+from kdep_bench.features.int8_maps import MIN_SCALE, Int8Shard, quantise
 from kdep_bench.features.map_moments import open_map_moments
 from kdep_bench.forecast.work import _bytes
 from kdep_bench.suite.config import load_config
@@ -60,7 +60,7 @@ def test_the_quantisation_error_is_at_most_half_a_step(seed: int, exponent: floa
     restored = codes.double() * scales[:, :, None, None].double()
     # A step is 1/127 of the largest value, half a step 1/254; 1/253 allows for the rounded scale.
     half_step = maps.abs().amax((2, 3), keepdim=True) / 253
-    assert bool(((restored - maps).abs() <= half_step.clamp(min=SMALLEST_SCALE / 2)).all())
+    assert bool(((restored - maps).abs() <= half_step.clamp(min=MIN_SCALE / 2)).all())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 70_000.0])
@@ -99,7 +99,7 @@ def test_int8_maps_have_the_names_shapes_and_nearly_the_values_of_float16_maps(
         largest = np.abs(from_half).max((2, 3), keepdims=True).astype(np.float32)
         error = np.abs(from_half.astype(np.float32) - from_int8.astype(np.float32))
         # Half a step of int8 (1/254), and the rounding of both to float16.
-        assert (error <= np.maximum(largest / 200, SMALLEST_SCALE)).all()
+        assert (error <= np.maximum(largest / 200, MIN_SCALE)).all()
         assert error.max() > 0
 
 

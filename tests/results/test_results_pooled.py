@@ -357,7 +357,7 @@ def test_a_failed_run_is_counted_only_for_its_own_teacher():
     # This run failed before its teacher was known, so it belongs to the only row.
     board = board_of([*ok, make(failed | {"teacher": None, "id": "c"})])
     assert [a.teacher for a in board.rows] == ["lite0"]
-    assert not board.result(board.rows[0], board.columns[0]).complete
+    assert not board.result(board.rows[0], board.columns[0]).is_complete
 
 
 def test_a_claim_that_no_student_can_test_has_one_line_in_total():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdep_bench.results.statistics.rank_correlation import FEWEST, kendall, spearman
+from kdep_bench.results.statistics.rank_correlation import MIN_POINTS, kendall, spearman
 
 
 def by_hand(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -34,7 +34,7 @@ def test_correlations_equal_their_definitions_also_with_ties():
         assert values == pytest.approx(by_hand(x, y))
 
 
-@pytest.mark.parametrize("n", [FEWEST, 13])
+@pytest.mark.parametrize("n", [MIN_POINTS, 13])
 @pytest.mark.parametrize("r", [0.0, 0.5, -0.8])
 @pytest.mark.parametrize("correlation", [spearman, kendall])
 def test_the_interval_covers_the_correlation_of_normal_data(correlation, n, r):
@@ -59,7 +59,7 @@ def coverage(correlation: Callable[..., Any], n: int, r: float) -> float:
 def test_the_interval_of_a_high_correlation_covers_less_as_its_docstring_states(
     correlation, stated
 ):
-    r, n = 0.98, FEWEST
+    r, n = 0.98, MIN_POINTS
     assert coverage(correlation, n, r) == pytest.approx(stated, abs=0.06)  # 3 standard errors
 
 

@@ -405,7 +405,7 @@ def test_a_run_that_failed_early_is_only_in_the_row_of_its_own_teacher():
     other_teacher = board_of([*complete, early_failure("lite2", 2)])
     assert {a.teacher: a.epochs for a in other_teacher.rows} == {"lite0": 6.0, "lite2": None}
     (row,) = [a for a in other_teacher.rows if a.teacher == "lite0"]
-    assert other_teacher.result(row, other_teacher.columns[0]).complete
+    assert other_teacher.result(row, other_teacher.columns[0]).is_complete
 
 
 def test_smaller_scores_are_better_if_the_task_s_direction_is_min():

@@ -11,7 +11,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.suite.config import build_suite, load_suite
 from kdep_bench.suite.graph import Plan
 from kdep_bench.suite.image_counts import check_counts
-from kdep_bench.suite.methods import SAME, for_student, methods_for
+from kdep_bench.suite.methods import SAME_STUDENT, for_student, methods_for
 from kdep_bench.suite.plan import build_plan
 
 STUDENTS = ["resnet18_w32", "resnet18_w48"]
@@ -93,12 +93,12 @@ def test_a_student_that_a_rehearsal_shrinks_has_a_teacher_of_the_same_size():
         )
     )
     (student,) = suite.students
-    assert suite.methods[0]["teacher"]["student"] == SAME
+    assert suite.methods[0]["teacher"]["student"] == SAME_STUDENT
     small = {**student, "input_px": 32}
     (method,) = methods_for(suite, small)
     assert method["teacher"]["student"] is small
     assert method["teacher"]["method"]["teacher"]["student"] is small
-    assert suite.methods[0]["teacher"]["student"] == SAME  # not changed in place
+    assert suite.methods[0]["teacher"]["student"] == SAME_STUDENT  # not changed in place
     assert len(stages(build_plan(suite), "pretrain")) == 3  # supervised and two generations
     check_counts(suite)
 
@@ -112,15 +112,18 @@ def test_same_inside_an_assistant_is_the_assistant_s_architecture():
     assert students == set(STUDENTS)
     assert by_method["supervised"]["student"]["name"] == "resnet18_w48"
     student = {"name": "a"}
-    # SAME is replaced by the student, also in teachers by role.
-    inner = {"name": "m", "teacher": {"student": SAME, "method": {"name": "t"}, "epochs": None}}
+    # SAME_STUDENT is replaced by the student, also in teachers by role.
+    inner = {
+        "name": "m",
+        "teacher": {"student": SAME_STUDENT, "method": {"name": "t"}, "epochs": None},
+    }
     roles = {"teachers": {"own": inner["teacher"], "other": "suite"}}
     assert for_student(roles, student)["teachers"]["own"]["student"] is student
-    # Inside a tuned teacher, SAME is the student of that teacher.
+    # Inside a tuned teacher, SAME_STUDENT is the student of that teacher.
     tuned = {"transfer": {"type": "x", "teacher": {"student": {"name": "b"}, "method": inner}}}
     resolved = for_student(tuned, student)["transfer"]["teacher"]["method"]
     assert resolved["teacher"]["student"] == {"name": "b"}
-    # Without SAME there is nothing to replace.
+    # Without SAME_STUDENT there is nothing to replace.
     plain = {"name": "m", "teacher": {"student": {"name": "b"}, "method": {"name": "t"}}}
     assert for_student(plain, student) is plain
 

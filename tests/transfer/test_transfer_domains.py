@@ -19,7 +19,7 @@ import torch
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
-from kdep_bench.data.domains import changed, seed_of
+from kdep_bench.data.domains import changed, seed_from_name
 from kdep_bench.transfer.gate import read_tensors
 from kdep_bench.transfer.method import MODEL, TransferContext
 from kdep_bench.transfer.methods.ssda import SSDA, exchange_amplitude
@@ -75,11 +75,11 @@ def test_a_restyled_image_has_the_mean_of_the_other_domain_and_its_padding_is_un
     dark, bright = torch.full((1, 3, 8, 8), 40.0), torch.full((1, 3, 6, 8), 200.0)
     dark[..., ::2, :] += 20  # mean 50
     inputs = (torch.nn.functional.pad(dark, (0, 4)) - MEAN) / STD
-    out = method.restyled(inputs, [(8, 8)], (bright - MEAN) / STD, [(6, 8)])
+    out = method.restyle(inputs, [(8, 8)], (bright - MEAN) / STD, [(6, 8)])
     torch.testing.assert_close(out[..., 8:], inputs[..., 8:])
     pixels = out[..., :8] * STD + MEAN
     torch.testing.assert_close(pixels, dark + 150)  # from mean 50 to 200
-    back = method.restyled((bright - MEAN) / STD, [(6, 8)], inputs, [(8, 8)]) * STD + MEAN
+    back = method.restyle((bright - MEAN) / STD, [(6, 8)], inputs, [(8, 8)]) * STD + MEAN
     torch.testing.assert_close(back, torch.full_like(back, 50.0))
 
 
@@ -421,7 +421,7 @@ def test_the_scored_images_are_those_of_the_domain_and_target_images_have_no_box
     }
     path = Path(loaded["source"]["path"])
     clear = np.asarray(Image.open(path).convert("RGB"))
-    foggy = changed(clear, "fog", seed_of(path.name))
+    foggy = changed(clear, "fog", seed_from_name(path.name))
     for scored_on, pixels in (("target", foggy), ("source", clear)):
         bgr = loaded[scored_on]["test"].transpose(1, 2, 0).astype(int)
         assert np.abs(bgr[..., ::-1] - pixels).mean() < 3  # not 0, as JPEG decoders differ

@@ -48,7 +48,7 @@ class OfficialSet:
             as converted masks. It also runs if its output already exists.
         lay_out: function (folder, {archive name: path}, progress) that replaces the unpacking.
         notes: sentences about the data, shown with the results.
-        trained: the keys of `counts` whose sum is the number of images in one training epoch.
+        training_counts: the keys of `counts` whose sum is the number of images in one epoch.
     """
 
     name: str
@@ -62,7 +62,7 @@ class OfficialSet:
     convert: Callable[[Path, Progress], None] | None = None
     lay_out: Callable[[Path, Mapping[str, Path], Progress], None] | None = None
     notes: tuple[str, ...] = field(default=())
-    trained: tuple[str, ...] = field(default=())
+    training_counts: tuple[str, ...] = field(default=())
 
 
 def set_names() -> list[str]:
@@ -174,7 +174,9 @@ def lay_out(
     return digests
 
 
-def verify(dataset: OfficialSet, root: Path, n_decoded: int | None = 8, whole: bool = True) -> dict:
+def verify(
+    dataset: OfficialSet, root: Path, n_decoded: int | None = 8, check_counts: bool = True
+) -> dict:
     """Checks a set below `root`; returns its counts of images and classes.
 
     If the check fails, the records that its archives were unpacked (`archives.Seal`) are removed.
@@ -184,19 +186,19 @@ def verify(dataset: OfficialSet, root: Path, n_decoded: int | None = 8, whole: b
         dataset: the set.
         root: the folder with all sets.
         n_decoded: see `OfficialSet.verify`.
-        whole: whether to compare the counts with those of the official release.
+        check_counts: whether to compare the counts with those of the official release.
 
     Raises:
         KdepError: no folder, the first fault of the set, or a count that differs from the release.
     """
     try:
-        return _verify(dataset, root, n_decoded, whole)
+        return _verify(dataset, root, n_decoded, check_counts)
     except KdepError as e:
         drop_seals(root / dataset.name)
         raise _with_command(e, dataset, root) from None
 
 
-def _verify(dataset: OfficialSet, root: Path, n_decoded: int | None, whole: bool) -> dict:
+def _verify(dataset: OfficialSet, root: Path, n_decoded: int | None, check_counts: bool) -> dict:
     folder = root / dataset.name
     if not folder.is_dir():
         raise KdepError(
@@ -204,7 +206,7 @@ def _verify(dataset: OfficialSet, root: Path, n_decoded: int | None, whole: bool
             fix=unpack_again(dataset.name).replace(" again", ""),
         )
     counts = dataset.verify(folder, n_decoded)
-    official_counts = dataset.counts if whole else {}
+    official_counts = dataset.counts if check_counts else {}
     for key, official in official_counts.items():
         if counts.get(key) != official:
             raise KdepError(

@@ -156,7 +156,7 @@ SET = OfficialSet(
     ),
     # 30,607 images: the data set's own page. Training: 257 classes x 60 images.
     counts={"classes": 257, "images": 30607, "train_images": 15420, "test_images": 15187},
-    trained=("train_images",),
+    training_counts=("train_images",),
     verify=verify,
     tiny=tiny,
     convert=convert,

@@ -153,7 +153,7 @@ SET = OfficialSet(
         ),
     ),
     counts={"train_images": 50000, "test_images": 10000, "classes": 100},
-    trained=("train_images",),
+    training_counts=("train_images",),
     verify=verify,
     tiny=tiny,
 )

@@ -23,9 +23,9 @@ from kdep_bench.errors import KdepError
 _HOMEPAGE = "https://www.cityscapes-dataset.com/downloads/"
 CLASSES = 19
 #: labelIds of the evaluated classes, in the order of their train ids.
-EVALUATED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+EVALUATED_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 TRAIN_ID_BY_LABEL_ID = np.full(256, 255, np.uint8)  # 255: not evaluated
-TRAIN_ID_BY_LABEL_ID[list(EVALUATED)] = range(CLASSES)
+TRAIN_ID_BY_LABEL_ID[list(EVALUATED_IDS)] = range(CLASSES)
 IDS, TRAIN_IDS = "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"
 SPLITS = ("train", "val")
 
@@ -81,7 +81,7 @@ def tiny(folder: Path, rng: np.random.Generator) -> None:
         for i in range(count):
             stem = f"{split}/tinytown/tinytown_{i:06d}_000019"
             draw.save(folder / "leftImg8bit" / f"{stem}_leftImg8bit.png", draw.noise_image(rng))
-            ids = np.asarray(EVALUATED, np.uint8)[draw.mask(rng, CLASSES)]
+            ids = np.asarray(EVALUATED_IDS, np.uint8)[draw.mask(rng, CLASSES)]
             ids[:4] = 1  # ego vehicle: not evaluated
             draw.save(folder / "gtFine" / f"{stem}{IDS}", ids)
     convert(folder, lambda *_: None)

@@ -130,7 +130,7 @@ SET = OfficialSet(
         ),
     ),
     counts={"images": 11788, "train_images": 5994, "test_images": 5794, "classes": 200},
-    trained=("train_images",),
+    training_counts=("train_images",),
     verify=verify,
     tiny=tiny,
 )

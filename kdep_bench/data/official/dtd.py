@@ -156,7 +156,7 @@ SET = OfficialSet(
         "test_images": 1880,
         "classes": 47,
     },
-    trained=("train_images", "val_images"),
+    training_counts=("train_images", "val_images"),
     verify=verify,
     tiny=tiny,
 )

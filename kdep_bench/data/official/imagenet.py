@@ -260,7 +260,7 @@ SET = OfficialSet(
         Archive(DEVKIT, _HOMEPAGE, "fa75699e90414af021442c21a62c3abf", _TORCHVISION, optional=True),
     ),
     counts={"train_classes": 1000, "train_images": 1281167},
-    trained=("train_images",),
+    training_counts=("train_images",),
     verify=verify,
     tiny=tiny,
     lay_out=lay_out,

@@ -55,7 +55,7 @@ def prepare(
         the data card (see `kdep_bench.results.report.data_card`).
 
     Raises:
-        KdepError: lists the faults of the data (at most `faults.SHOWN`), each with file and fix.
+        KdepError: lists the faults of the data (at most `faults.MAX_LISTED`), with files and fixes.
     """
     from kdep_bench.data.own.stage import run
 

@@ -17,14 +17,14 @@ from typing import Any
 from kdep_bench.data.images import ImageInfo, check_orientation, placed_name
 from kdep_bench.data.listing import list_images, shown
 from kdep_bench.data.own.coco_json import Boxes, read_boxes
-from kdep_bench.data.own.names import listed, pair_shown, similar_names
+from kdep_bench.data.own.names import listed, pair_text, similar_names
 from kdep_bench.data.own.spec import DataConfig
 from kdep_bench.errors import KdepError
 from kdep_bench.faults import Faults
 from kdep_bench.files import canonical_json, write_atomic
 
 FOLDER = "detect"
-THINNEST = 1.0  # pixels; mmdet ignores boxes of smaller width or height in training
+MIN_SIDE = 1.0  # pixels; mmdet ignores boxes of smaller width or height in training
 
 
 def read_all(config: DataConfig, faults: Faults) -> dict[str, Boxes]:
@@ -69,7 +69,7 @@ def class_names(splits: Mapping[str, Boxes]) -> list[str]:
         similar = similar_names([*extra, *missing]) or [
             (a, b[0]) for a in extra if (b := difflib.get_close_matches(a, missing, 1, 0.8))
         ]
-        hint = f"; {pair_shown(*similar[0])} look like one class" if similar else ""
+        hint = f"; {pair_text(*similar[0])} look like one class" if similar else ""
         raise KdepError(
             f"the classes of {splits[split].path} and {splits[reference].path} differ: only the "
             f"first has {listed(extra)}, only the second has {listed(missing)}{hint}",
@@ -145,7 +145,7 @@ def _check_trainable(splits: Mapping[str, Boxes], config: DataConfig, faults: Fa
     train = splits["train"]
     if all(b.crowd for b in train.boxes):
         return
-    usable = Counter(b.category for b in train.boxes if not b.crowd and min(b.bbox[2:]) >= THINNEST)
+    usable = Counter(b.category for b in train.boxes if not b.crowd and min(b.bbox[2:]) >= MIN_SIDE)
     for split, boxes in splits.items():
         scored = {b.category for b in boxes.boxes if not b.crowd}
         missing = sorted(c for c in scored if not usable[c] and c not in config.allow_absent)
@@ -154,7 +154,7 @@ def _check_trainable(splits: Mapping[str, Boxes], config: DataConfig, faults: Fa
         faults.add(
             KdepError(
                 f"the file {train.path} has no box of {listed(missing, 500)} to train on (iscrowd "
-                f"0, at least {THINNEST:g} px wide and high), but {boxes.path} has; their AP "
+                f"0, at least {MIN_SIDE:g} px wide and high), but {boxes.path} has; their AP "
                 "would be 0 for every method",
                 fix=f"add boxes to {train.path.name}, remove the class from {boxes.path.name}, or "
                 "add it to `allow_absent` in the data config",
@@ -254,7 +254,7 @@ def card(splits: Mapping[str, Boxes], classes: list[str]) -> dict[str, Any]:
             "boxes": {c: scored[c] for c in classes},
             "crowds": sum(b.crowd for b in boxes.boxes),
             "repeated_annotations": boxes.repeated,
-            "thinner_than_1_px": sum(min(b.bbox[2:]) < THINNEST for b in boxes.boxes),
+            "thinner_than_1_px": sum(min(b.bbox[2:]) < MIN_SIDE for b in boxes.boxes),
         }
     return out
 

@@ -14,7 +14,7 @@ from kdep_bench.data.own.names import (
     SPLIT_WORDS,
     check_similar_names,
     listed,
-    pair_shown,
+    pair_text,
     similar_names,
 )
 from kdep_bench.data.own.spec import DataConfig
@@ -22,7 +22,7 @@ from kdep_bench.errors import KdepError, first_of
 from kdep_bench.faults import Faults
 
 FOLDER = "classify"
-LISTED = 20  # maximum number of groups of equal images in the data card
+MAX_GROUPS = 20  # maximum number of groups of equal images in the data card
 _UNLABELLED = (
     "set pool_labels=False and labels=False, and in the suite remove the methods that read labels "
     "and set share_by='image'"
@@ -148,7 +148,7 @@ def read_all(config: DataConfig, faults: Faults) -> dict[str, Folders]:
         differences = [f"only {train.folder} has {listed(missing)}"] if missing else []
         differences += [f"only {folders.folder} has {listed(extra)}"] if extra else []
         similar = similar_names([*missing, *extra])
-        hint = f" ({pair_shown(*similar[0])} look like one class)" if similar else ""
+        hint = f" ({pair_text(*similar[0])} look like one class)" if similar else ""
         faults.add(
             KdepError(
                 f"the classes of train and {split} differ: {', '.join(differences)}{hint}",
@@ -220,10 +220,10 @@ def label_conflicts(
     """Equal images in different classes.
 
     Returns:
-        {"count": number of groups of equal images, "files": the first LISTED groups}.
+        {"count": number of groups of equal images, "files": the first MAX_GROUPS groups}.
     """
     groups = _in_two_classes(folders, info)
-    return {"count": len(groups), "files": groups[:LISTED]}
+    return {"count": len(groups), "files": groups[:MAX_GROUPS]}
 
 
 def notes(class_card: Mapping[str, Any]) -> list[str]:

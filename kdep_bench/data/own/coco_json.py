@@ -19,9 +19,9 @@ from kdep_bench.errors import KdepError, first_of
 from kdep_bench.faults import Faults
 
 LISTS = ("images", "annotations", "categories")
-LARGEST = 1 << 24  # pixels; a longer side must be a mistake
+MAX_SIDE = 1 << 24  # pixels; a longer side must be a mistake
 # Tolerance in pixels: COCO rounds to 0.01 px, and some of its boxes end at width + 0.49.
-SLACK = 0.5
+TOLERANCE_PX = 0.5
 
 
 class Box(NamedTuple):
@@ -310,7 +310,12 @@ def _box(
             fix="correct the box, or remove the annotation",
         )
     width, height = size
-    if x < -SLACK or y < -SLACK or x + w > width + SLACK or y + h > height + SLACK:
+    if (
+        x < -TOLERANCE_PX
+        or y < -TOLERANCE_PX
+        or x + w > width + TOLERANCE_PX
+        or y + h > height + TOLERANCE_PX
+    ):
         raise KdepError(
             f"{subject} has the bbox {value}, outside its image of {width}x{height}",
             expected="x >= 0, y >= 0, x + width <= image width, y + height <= image height",
@@ -368,16 +373,16 @@ def _is_text(value: Any) -> TypeGuard[str]:
 
 
 def _number(value: Any) -> int | float | None:
-    """The value if it is a finite number up to LARGEST**2 (an area), otherwise None."""
+    """The value if it is a finite number up to MAX_SIDE**2 (an area), otherwise None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value if abs(value) <= LARGEST**2 and math.isfinite(value) else None
+    return value if abs(value) <= MAX_SIDE**2 and math.isfinite(value) else None
 
 
 def _side(value: Any) -> int | None:
-    """The value as an integer in 1..LARGEST; None if it is not one."""
+    """The value as an integer in 1..MAX_SIDE; None if it is not one."""
     number = _number(value)
-    if number is None or number != int(number) or not 0 < number <= LARGEST:
+    if number is None or number != int(number) or not 0 < number <= MAX_SIDE:
         return None
     return int(number)
 

@@ -28,8 +28,8 @@ SPLITS = {
     "test": ("test", "testing", "eval"),
 }
 POOL_NAMES = ("pool", "unlabeled", "unlabelled", "images", "photos", "raw")
-DEEPEST = 5  # levels of folders that are searched
-_CHECKED = 20  # number of images per json or folder that are checked
+MAX_DEPTH = 5  # levels of folders that are searched
+_N_CHECKED = 20  # number of images per json or folder that are checked
 _IGNORED_MASK_VALUE = 255
 # Names of folders that are for a kind of file, and so are not classes.
 _KINDS = {"image", "images", "img", "imgs", "jpegimages", "mask", "masks", "label", "labels", "gt"}
@@ -84,7 +84,7 @@ def discover(root: Path, classes_of_boxes: bool = False) -> Discovery:
     folders = dict(_walk(root, parts.notes))
     if not any(images for images, _ in folders.values()):
         raise KdepError(
-            f"the folder {root} contains no image (searched {DEEPEST} levels deep)",
+            f"the folder {root} contains no image (searched {MAX_DEPTH} levels deep)",
             expected="files such as .jpg or .png",
             fix="give the folder that contains your images"
             + (f"; {first_of(parts.notes, 3, '; ')}" if parts.notes else ""),
@@ -121,14 +121,14 @@ def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, tuple[list[str],
         seen.add(os.path.realpath(path))
         folder = Path(path)
         subfolders[:] = sorted(n for n in subfolders if not n.startswith((".", "__")))
-        if len(folder.relative_to(root).parts) >= DEEPEST:
+        if len(folder.relative_to(root).parts) >= MAX_DEPTH:
             too_deep += [folder / n for n in subfolders]
             subfolders[:] = []
         images = sorted(n for n in names if is_image_name(n) and not n.startswith("."))
         yield folder, (images, sorted(n for n in names if n.endswith(".json")))
     if too_deep:
         notes.append(
-            f"{too_deep[0]}: left out, because only {DEEPEST} levels of folders are searched"
+            f"{too_deep[0]}: left out, because only {MAX_DEPTH} levels of folders are searched"
             + (f", and {len(too_deep) - 1} more" if len(too_deep) > 1 else "")
         )
 
@@ -289,7 +289,7 @@ def _image_folder(
 
     A folder of another split is not accepted, because splits may have the same file names.
     """
-    entries = [e for e in table["images"][:_CHECKED] if isinstance(e, dict)]
+    entries = [e for e in table["images"][:_N_CHECKED] if isinstance(e, dict)]
     names = [e["file_name"] for e in entries if isinstance(e.get("file_name"), str)]
     split = _split(path, root)
     are_relative = all(not os.path.isabs(n) and ".." not in Path(n).parts for n in names)
@@ -344,10 +344,10 @@ def _find_masks(parts: Discovery, folders: Folders) -> None:
 
 
 def _are_masks(folder: Path, names: list[str]) -> bool:
-    """Whether all files are PNGs, and the first _CHECKED of them have one channel."""
+    """Whether all files are PNGs, and the first _N_CHECKED of them have one channel."""
     if not all(n.lower().endswith(".png") for n in names):
         return False
-    return all(_mode(folder / n) in _ONE_CHANNEL for n in names[:_CHECKED])
+    return all(_mode(folder / n) in _ONE_CHANNEL for n in names[:_N_CHECKED])
 
 
 def _mode(path: Path) -> str:

@@ -11,7 +11,7 @@ from kdep_bench.errors import KdepError
 SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 
 
-def simplified(name: str) -> str:
+def simplify(name: str) -> str:
     """Simplifies a name for comparison: "Traffic_Light " becomes "traffic light".
 
     Changes it to lower case, removes invisible characters, and replaces each run of spaces and "_"
@@ -23,25 +23,25 @@ def simplified(name: str) -> str:
     return " ".join(folded.replace("_", " ").split())
 
 
-def pair_shown(first: str, second: str) -> str:
+def pair_text(first: str, second: str) -> str:
     """Two names in quotes; with \\u escapes if one is not ASCII, because they can look the same."""
     quote = repr if first.isascii() and second.isascii() else ascii
     return f"{quote(first)} and {quote(second)}"
 
 
 def similar_names(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of different names with equal `simplified` names."""
+    """Pairs of different names with equal `simplify` names."""
     first: dict[str, str] = {}
     pairs = []
     for name in sorted(set(names)):
-        earlier = first.setdefault(simplified(name), name)
+        earlier = first.setdefault(simplify(name), name)
         if earlier != name:
             pairs.append((earlier, name))
     return pairs
 
 
 def check_similar_names(names: Iterable[str], where: str, fix: str) -> None:
-    """Raises KdepError if two of the class names have equal `simplified` names.
+    """Raises KdepError if two of the class names have equal `simplify` names.
 
     Args:
         names: class names.
@@ -49,7 +49,7 @@ def check_similar_names(names: Iterable[str], where: str, fix: str) -> None:
         fix: the fix that the error states.
     """
     if pairs := similar_names(names):
-        shown = ", ".join(pair_shown(a, b) for a, b in pairs[:3])
+        shown = ", ".join(pair_text(a, b) for a, b in pairs[:3])
         raise KdepError(
             f"{where} has classes that differ only by case, spaces, underscores or Unicode form: "
             f"{shown}",

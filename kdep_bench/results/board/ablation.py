@@ -119,7 +119,7 @@ def _grid_rows(board: Board, grid: Grid, remarks: list[str]) -> dict[RowKey, dic
         if grid.students and row.student not in grid.students:
             continue
         columns = compare.columns_of(board, row.student)
-        if not all(board.result(row, c).complete for c in columns):
+        if not all(board.result(row, c).is_complete for c in columns):
             remarks.append(
                 f"Left out, because a result is missing or failed: {row.method} ({row.student})."
             )

@@ -79,7 +79,7 @@ class Result:
     _estimate: Estimate | None = None
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether there is a score, and no run failed or is missing."""
         return bool(self.values) and not self.failed and not self.missing
 
@@ -126,7 +126,7 @@ class Board:
         return sorted({column.family for column in self.columns})
 
     @property
-    def untimed(self) -> bool:
+    def has_no_times(self) -> bool:
         """Whether the records of the suite contain no times (`runtime.timed=False`).
 
         With times, every finished run has at least the time of its transfer.
@@ -156,12 +156,12 @@ class Board:
         """Scores of a row on a task by (pre-training seed, transfer seed)."""
         return self.result(row, column).values
 
-    def fixed(self, row: RowKey) -> bool:
+    def lacks_pretraining(self, row: RowKey) -> bool:
         """Whether the suite did not pre-train the row: published weights, or no pre-training."""
         finished = [run for run in self.runs_of(row) if run.status == "ok"]
         return bool(finished) and not any(run.pretrained for run in finished)
 
-    def submitted(self, row: RowKey) -> bool:
+    def is_submitted(self, row: RowKey) -> bool:
         """Whether the records of the row were submitted by somebody else."""
         # The name is tested first, because reading all runs of 100,000 records takes seconds.
         return SUBMITTED in row.method and any(r.submitter for r in self.runs_of(row))
@@ -185,7 +185,7 @@ class Board:
         if len(candidates) != 1:
             return None
         counterpart = candidates[0]
-        is_comparable = counterpart.fraction == row.fraction or self.fixed(counterpart)
+        is_comparable = counterpart.fraction == row.fraction or self.lacks_pretraining(counterpart)
         return counterpart if is_comparable else None
 
 

@@ -81,8 +81,8 @@ def gaps(board: Board, row: RowKey, reference: RowKey, column: Column) -> dict[s
     pre-training seed of the other row.
     """
     scores, reference_scores = board.values(row, column), board.values(reference, column)
-    paired = st.differences(scores, reference_scores, fixed_b=board.fixed(reference))
-    if not paired and board.fixed(row):
+    paired = st.differences(scores, reference_scores, fixed_b=board.lacks_pretraining(reference))
+    if not paired and board.lacks_pretraining(row):
         paired = {k: -v for k, v in st.differences(reference_scores, scores, fixed_b=True).items()}
     return {k: column.sign * v for k, v in paired.items()}
 
@@ -107,9 +107,9 @@ def model(board: Board, student: str, columns: Sequence[Column]) -> pooled.Poole
             )
         # Submitted records must not change the intervals of this suite's own rows.
         rows = [row for row in signed[0] if all(row in by_row for by_row in signed)]
-        rows = [row for row in rows if not board.submitted(row)]
+        rows = [row for row in rows if not board.is_submitted(row)]
         if len(columns) > 1:
-            rows = [row for row in rows if all(board.result(row, c).complete for c in columns)]
+            rows = [row for row in rows if all(board.result(row, c).is_complete for c in columns)]
         weights = task_weights(columns)
         means = {row: st.mean_over([by_row[row] for by_row in signed], weights) for row in rows}
         board.models[key] = pooled.fit(means)
@@ -145,7 +145,7 @@ def mean_difference(
 ) -> Difference | None:
     """The mean difference over `columns`; None if a row has an incomplete result in one of them."""
     results = [board.result(r, c) for r in (row, reference) for c in columns]
-    if not columns or not all(result.complete for result in results):
+    if not columns or not all(result.is_complete for result in results):
         return None
     est, paired = estimate(board, row, reference, columns)
     return Difference(row, reference, None, len(columns), len(paired), est)
@@ -198,7 +198,7 @@ def scores_by_row(board: Board, student: str, column: Column) -> Mapping[RowKey,
     pretrain_seeds = {pretrain for values in scores.values() for pretrain, _ in values}
     for row, values in scores.items():
         has_one_seed = len({pretrain for pretrain, _ in values}) == 1
-        if has_one_seed and len(pretrain_seeds) > 1 and board.fixed(row):
+        if has_one_seed and len(pretrain_seeds) > 1 and board.lacks_pretraining(row):
             scores[row] = {
                 (pretrain, transfer): value
                 for pretrain in sorted(pretrain_seeds)
@@ -245,7 +245,7 @@ def complete_rows(board: Board, student: str) -> list[RowKey]:
     return [
         row
         for row in board.rows_of(student)
-        if all(board.result(row, column).complete for column in columns)
+        if all(board.result(row, column).is_complete for column in columns)
     ]
 
 
@@ -284,7 +284,7 @@ def noise(board: Board, student: str, column: Column) -> power.Noise | None:
 
     It is None if no row has two seeds.
     """
-    own_rows = [row for row in board.rows_of(student) if not board.submitted(row)]
+    own_rows = [row for row in board.rows_of(student) if not board.is_submitted(row)]
     seed_noise = power.noise_floor([board.values(row, column) for row in own_rows])
     fitted = model(board, student, [column])
     if seed_noise is None or fitted is None:

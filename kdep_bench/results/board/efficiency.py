@@ -37,7 +37,7 @@ def amount(board: Board, row: RowKey, axis: Axis) -> float | None:
     if axis == "seconds":
         value = summary.cost_s
     elif axis == "images":
-        value = None if board.fixed(row) else run.data.images
+        value = None if board.lacks_pretraining(row) else run.data.images
     elif axis == "images_seen":
         value = run.budget.images_seen
     else:
@@ -67,15 +67,15 @@ class ReductionFactor:
 
     Attributes:
         log_ratios: seed pair -> log(budget of the reference / budget of the line at its score).
-        at_least: number of ratios that are lower bounds: the line's smallest budget reaches the
-            score.
-        at_most: number of ratios that are upper bounds: the line's largest budget does not reach
+        n_lower_bounds: number of ratios that are lower bounds: the line's smallest budget reaches
             the score.
+        n_upper_bounds: number of ratios that are upper bounds: the line's largest budget does not
+            reach the score.
     """
 
     log_ratios: dict[st.Key, float]
-    at_least: int
-    at_most: int
+    n_lower_bounds: int
+    n_upper_bounds: int
 
     @property
     def estimate(self) -> st.Estimate:
@@ -85,16 +85,16 @@ class ReductionFactor:
     @property
     def bound(self) -> str:
         """'at least', 'at most', 'mixed bounds:' (both occur) or, for a plain ratio, ''."""
-        if self.at_least and self.at_most:
+        if self.n_lower_bounds and self.n_upper_bounds:
             return "mixed bounds:"
-        if self.at_least:
+        if self.n_lower_bounds:
             return "at least"
-        return "at most" if self.at_most else ""
+        return "at most" if self.n_upper_bounds else ""
 
     @property
     def is_bound_for_all(self) -> bool:
         """Whether the ratio of every seed pair is a lower bound, or of every one an upper bound."""
-        return max(self.at_least, self.at_most) == len(self.log_ratios)
+        return max(self.n_lower_bounds, self.n_upper_bounds) == len(self.log_ratios)
 
 
 def reduction_factor(
@@ -132,14 +132,14 @@ def reduction_factor(
         return None
     logs = [math.log(amounts[row]) for row in rows]
     reached = log_budgets_at_goal(logs, curve_scores, goal_scores, margin)
-    at_least = at_most = 0
+    n_lower_bounds = n_upper_bounds = 0
     for key in reached:
         y = [scores[key] for scores in curve_scores]
         target = goal_scores[key] + margin
-        at_least += y[0] >= target
-        at_most += max(y) < target
+        n_lower_bounds += y[0] >= target
+        n_upper_bounds += max(y) < target
     return ReductionFactor(
-        {k: math.log(goal_amount) - v for k, v in reached.items()}, at_least, at_most
+        {k: math.log(goal_amount) - v for k, v in reached.items()}, n_lower_bounds, n_upper_bounds
     )
 
 

@@ -153,7 +153,7 @@ def costs(board: Board, summary: Mapping[RowKey, RowSummary]) -> list[RowCost]:
     """The costs of every row that the suite pre-trained."""
     table = []
     for row in board.rows:
-        if board.fixed(row):
+        if board.lacks_pretraining(row):
             continue
         base = row if row.method == compare.BASE else board.counterpart(row, compare.BASE)
         step_s = summary[row].step_s
@@ -220,7 +220,7 @@ def _family(
     columns = compare.columns_of(board, student)
     complete_rows, left_out = [], []
     for row in (c.row for c in members):
-        is_complete = all(board.result(row, c).complete for c in columns)
+        is_complete = all(board.result(row, c).is_complete for c in columns)
         (complete_rows if is_complete else left_out).append(row)
     reads = Counter(
         r for c in members for r in method_inputs.get(c.row.method, {}).get("reads", [])
@@ -250,7 +250,7 @@ def strength(board: Board, rows: Iterable[RowKey], reference: str) -> Strength:
         counterpart = board.counterpart(row, reference)
         if row.method == reference or counterpart is None:
             continue
-        if all(board.result(counterpart, c).complete for c in columns):
+        if all(board.result(counterpart, c).is_complete for c in columns):
             methods += 1
             differences += [compare.gaps(board, row, counterpart, c) for c in columns]
             weights += compare.task_weights(columns)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdep_bench.results.board.board import Column, RowKey
-from kdep_bench.results.records.image_scores import CORRECT
+from kdep_bench.results.records.image_scores import FRACTION_RIGHT
 
-SHOWN = 3  # images in each direction
+MAX_IMAGES = 3  # images in each direction
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class ImagePair:
         better, equal, worse: numbers of images on which the mean score of `row` is above, equal to
             or below that of `reference`.
         undefined: number of images for which a row has no score.
-        gains, losses: the images with the largest differences, at most SHOWN of each.
+        gains, losses: the images with the largest differences, at most MAX_IMAGES of each.
         more_gains, more_losses: numbers of images that are not in `gains` or `losses`, but have
             the same difference as the last image there.
         trainings: numbers of trainings of the row and of the reference.
@@ -53,7 +53,7 @@ class ImagePair:
     @property
     def is_accuracy(self) -> bool:
         """Whether the score of an image is the fraction of trainings that are right."""
-        return self.measure == CORRECT
+        return self.measure == FRACTION_RIGHT
 
 
 def image_pair(
@@ -99,13 +99,13 @@ def _mean(scores: np.ndarray) -> np.ndarray:
 def _largest(
     known: np.ndarray, gaps: np.ndarray, means: list[np.ndarray], images: tuple[str, ...]
 ) -> tuple[tuple[ImageGap, ...], int]:
-    """(at most SHOWN images with the largest positive gaps, number of others with an equal gap).
+    """(at most MAX_IMAGES images with the largest positive gaps, number of equal gaps left out).
 
     The others have the same gap as the last of these images.
     """
     positive = [int(n) for n in known if gaps[n] > 0]
     positive.sort(key=lambda n: (-gaps[n], n))
-    shown, rest = positive[:SHOWN], positive[SHOWN:]
+    shown, rest = positive[:MAX_IMAGES], positive[MAX_IMAGES:]
     n_equal = sum(1 for n in rest if gaps[n] == gaps[shown[-1]])
     chosen = (ImageGap(images[n], float(means[0][n]), float(means[1][n])) for n in shown)
     return tuple(chosen), n_equal

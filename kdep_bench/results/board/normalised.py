@@ -17,7 +17,7 @@ from kdep_bench.results.board import compare
 from kdep_bench.results.board.board import Board, Column, RowKey
 
 REFERENCE = "supervised"
-SMALLEST_RANGE = 0.01  # least (reference - chance), a fraction; a smaller divisor is mostly noise
+MIN_RANGE = 0.01  # least (reference - chance), a fraction; a smaller divisor is mostly noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,9 @@ class Normalised:
 
 def reference_row(board: Board, student: str) -> RowKey | None:
     """The supervised row with the largest data fraction and, of these, the most epochs."""
-    rows = [r for r in board.rows_of(student) if r.method == REFERENCE and not board.submitted(r)]
+    rows = [
+        r for r in board.rows_of(student) if r.method == REFERENCE and not board.is_submitted(r)
+    ]
     return max(rows, key=lambda r: (r.fraction, r.epochs or 0.0, r.order()), default=None)
 
 
@@ -45,7 +47,7 @@ def normalised(board: Board, student: str) -> list[Normalised]:
     """The means of all complete rows, the best first.
 
     It is empty if there is a single task, no complete reference, a task with unknown chance, or a
-    task on which the reference is not better than chance by SMALLEST_RANGE.
+    task on which the reference is not better than chance by MIN_RANGE.
     """
     columns = compare.columns_of(board, student)
     reference = reference_row(board, student)
@@ -55,7 +57,7 @@ def normalised(board: Board, student: str) -> list[Normalised]:
     ranges: dict[Column, tuple[float, float]] = {}  # task -> (chance, reference)
     for column in columns:
         chance, reference_score = board.chance[column], _mean(board, reference, column)
-        if chance is None or column.sign * (reference_score - chance) < SMALLEST_RANGE:
+        if chance is None or column.sign * (reference_score - chance) < MIN_RANGE:
             return []
         ranges[column] = (chance, reference_score)
     table = [_normalise(board, row, columns, ranges) for row in rows]

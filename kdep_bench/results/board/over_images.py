@@ -24,18 +24,18 @@ from kdep_bench.results.statistics import intervals as st
 from kdep_bench.results.statistics import over_images, pooled
 from kdep_bench.results.statistics.over_images import Resampled
 
-MOST_PAIRS = 400  # differences in the table; each needs all sample files of two rows
+MAX_PAIRS = 400  # differences in the table; each needs all sample files of two rows
 
 # Reasons why a pair of rows has no difference on a task.
 NO_OUTPUTS = "the trainings of some seeds stored no predictions"
-NOT_HERE = "the predictions of some seeds are too large for this folder (they are in work_dirs)"
-NOT_READ = "a file of per-sample outputs cannot be used (see the remarks)"
+TOO_LARGE = "the predictions of some seeds are too large for this folder (they are in work_dirs)"
+UNUSABLE_FILE = "a file of per-sample outputs cannot be used (see the remarks)"
 OTHER_IMAGES = "the per-sample outputs are of different images"
-FEW_IMAGES = f"there are fewer than {over_images.FEWEST_IMAGES} test images"
+FEW_IMAGES = f"there are fewer than {over_images.MIN_IMAGES} test images"
 OTHER_METRIC = "the metric cannot be computed from the per-sample outputs"
 NO_TRUTH = "some bootstrap samples of the images have no ground truth"
 NO_COMMON_SEEDS = "there is no common seed pair"
-TOO_MANY = f"the table has at most {MOST_PAIRS} rows"
+TABLE_FULL = f"the table has at most {MAX_PAIRS} rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +101,8 @@ def over_test_images(board: Board, student: str, results_dir: Path) -> OverImage
         for column in compare.columns_of(board, student):
             if not (board.values(row, column) and board.values(reference, column)):
                 continue
-            if len(outcome.differences) == MOST_PAIRS:
-                outcome.left_out[TOO_MANY] += 1
+            if len(outcome.differences) == MAX_PAIRS:
+                outcome.left_out[TABLE_FULL] += 1
                 continue
             first, second = reader.trainings(row, column), reader.trainings(reference, column)
             if isinstance(first, str) or isinstance(second, str):
@@ -144,7 +144,7 @@ def _difference(
     if not all(np.isfinite(training.resampled.replicates).all() for training in every):
         return NO_TRUTH
     a, b = ({key: t.resampled for key, t in row.items()} for row in (first, second))
-    if board.fixed(reference) and len({pretrain for pretrain, _ in b}) == 1:
+    if board.lacks_pretraining(reference) and len({pretrain for pretrain, _ in b}) == 1:
         # The suite did not pre-train the reference, so it is compared with every pre-training seed
         # of the row (as in `compare.gaps`).
         pretrain_seeds = {pretrain for pretrain, _ in a}
@@ -177,13 +177,13 @@ class _Reader:
             return NO_OUTPUTS
         file, digest = run.samples
         if not file or ".." in Path(file).parts:
-            return NOT_HERE
+            return TOO_LARGE
         key = file, column.metric
         if key not in self._read:
             try:
                 self._read[key] = self._score(self.results_dir / file, digest, value, column)
             except KdepError as e:
-                self._read[key] = NOT_READ
+                self._read[key] = UNUSABLE_FILE
                 self.remarks.append(str(e).replace(f"{self.results_dir}/", ""))
         return self._read[key]
 
@@ -198,7 +198,7 @@ class _Reader:
                 f"{path} gives {column.metric} = {computed:.6g}, but its record has {value:.6g}",
                 fix="copy the file and its record again; `kdep-bench report validate` compares all",
             )
-        if count < over_images.FEWEST_IMAGES:
+        if count < over_images.MIN_IMAGES:
             return FEW_IMAGES
         resampled = over_images.resample(scores.weighted, count, value)
         signed = Resampled(column.sign * resampled.score, column.sign * resampled.replicates)

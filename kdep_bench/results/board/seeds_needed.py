@@ -49,7 +49,7 @@ class Need:
         n: number of independent seeds in the records.
         gap, sd: mean and standard deviation of the paired differences.
         seeds: number needed to detect `gap` with power 0.8; None if it is more than
-            `power.MOST_SEEDS`, or `gap` is 0.
+            `power.MAX_SEEDS`, or `gap` is 0.
         low, high: the same with the ends of the 95 % interval of `sd` (chi squared), for the
             measured `gap`.
     """
@@ -78,7 +78,7 @@ class PairNeeds:
     def median(self, source: str) -> float | None:
         """Median of the seeds needed, over tasks or over probes (the first value of each).
 
-        It is infinite if it is more than `power.MOST_SEEDS`, and None if there is no number.
+        It is infinite if it is more than `power.MAX_SEEDS`, and None if there is no number.
         """
         needs = [n for n in self.needs if n.evidence.source == source and n.evidence.first]
         seeds = [math.inf if n.seeds is None else n.seeds for n in needs]

@@ -140,7 +140,7 @@ def _teacher_row(board: Board, row: RowKey, columns: Sequence[Column]) -> Teache
     """The teacher of a row; None without measures, or if a result of the row is incomplete."""
     measures = board.teacher_measures.get(key_of(row))
     results = [board.result(row, c) for c in columns]
-    if not measures or not all(r.complete for r in results):
+    if not measures or not all(r.is_complete for r in results):
         return None
     means = [c.sign * r.estimate.mean for c, r in zip(columns, results, strict=True) if r.estimate]
     score = float(np.average(means, weights=compare.task_weights(columns)))

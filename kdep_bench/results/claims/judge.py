@@ -11,7 +11,7 @@ There are three kinds of claims. Each claim is a dict in configs/claims/<name>.p
   is at most `at_most` or at least `at_least`. `by` is the explained variance ratio of the
   alignment, the teacher's reported accuracy "top1", a measure of the probe `teacher`
   (kdep_bench/results/teacher_measures.py), or a dict teacher -> number. The claim is undecided with
-  fewer than `rank_correlation.FEWEST` teachers.
+  fewer than `rank_correlation.MIN_POINTS` teachers.
 
 Verdicts:
 

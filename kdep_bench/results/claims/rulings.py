@@ -56,7 +56,7 @@ def _verdict(
 
 
 def _pick(board: Board, student: str, side: Side) -> RowKey | None:
-    return pick(board.rows_of(student), side, board.fixed)
+    return pick(board.rows_of(student), side, board.lacks_pretraining)
 
 
 def _name(side: Side) -> str:
@@ -66,12 +66,12 @@ def _name(side: Side) -> str:
 
 def missing_results(board: Board, rows: list[RowKey], columns: list[Column]) -> int:
     """Number of results of `rows` on `columns` that are not complete."""
-    return sum(not board.result(a, c).complete for a in rows for c in columns)
+    return sum(not board.result(a, c).is_complete for a in rows for c in columns)
 
 
 def _cost_ratio(board: Board, a: RowKey, b: RowKey) -> float | None:
     """Pre-training cost of a divided by that of b; None if unknown, or b was not pre-trained."""
-    if board.fixed(b):
+    if board.lacks_pretraining(b):
         return None
     cost_a, cost_b = summarize_row(board, a).cost_s, summarize_row(board, b).cost_s
     return cost_a / cost_b if cost_a is not None and cost_b else None
@@ -171,7 +171,7 @@ def _rule_on_margin(
     seeds = _seeds(est, margin, _independent_seeds(paired))
     reason += "; the interval contains the threshold"
     if seeds is None:
-        reason += f", and more than {st.MOST_SEEDS} seeds would be needed to decide"
+        reason += f", and more than {st.MAX_SEEDS} seeds would be needed to decide"
     return ruling, reason, seeds
 
 
@@ -196,7 +196,7 @@ def judge_efficiency(
     log_threshold = math.log(claim.at_least)
     ruling, reason = _rule_on_reduction(reduction, log_threshold, line)
     seeds = None  # outside the curve, more seeds do not help
-    if ruling == "undecided" and not (reduction.at_least or reduction.at_most):
+    if ruling == "undecided" and not (reduction.n_lower_bounds or reduction.n_upper_bounds):
         seeds = _seeds(est, log_threshold, _independent_seeds(reduction.log_ratios))
     return _verdict(
         claim,
@@ -245,10 +245,10 @@ def _rule_on_reduction(
     ruling = ruling_of(est.low, est.high, log_threshold)
     reason = f"{reduction.bound} {text.factor(est.mean)} times, from {est.seeds}".lstrip()
     reason = f"{line}: {reason}" if line else reason
-    if reduction.at_least and reduction.at_most:
+    if reduction.n_lower_bounds and reduction.n_upper_bounds:
         return "undecided", "the score is below the curve for some seeds and above it for others"
-    if reduction.at_least and ruling == "refuted":
+    if reduction.n_lower_bounds and ruling == "refuted":
         return "undecided", reason + "; the smallest budget already reaches the score"
-    if reduction.at_most and ruling == "supported":
+    if reduction.n_upper_bounds and ruling == "supported":
         return "undecided", reason + "; the largest budget does not reach the score"
     return ruling, reason

@@ -19,7 +19,7 @@ from kdep_bench.results.teacher_measures import PROBED
 EPOCHS_TOLERANCE = 0.05
 
 # Values of `by` that the records of transfer runs contain; those of PROBED need probe records.
-FROM_RECORDS = ("explained_variance_ratio", "top1")
+VALUES_FROM_RECORDS = ("explained_variance_ratio", "top1")
 
 
 class _Strict(BaseModel):
@@ -66,7 +66,7 @@ class Claim(_Strict):
     @classmethod
     def _renamed(cls, value: Any) -> Any:
         value = "explained_variance_ratio" if value == "energy_kept" else value  # its former name
-        if isinstance(value, str) and value not in (known := [*FROM_RECORDS, *PROBED]):
+        if isinstance(value, str) and value not in (known := [*VALUES_FROM_RECORDS, *PROBED]):
             raise ValueError(f"Input should be one of {', '.join(known)}, or a dict")
         return value
 
@@ -132,7 +132,9 @@ class _Row(Protocol):
 _AnyRow = TypeVar("_AnyRow", bound=_Row)
 
 
-def pick(rows: Sequence[_AnyRow], side: Side, fixed: Callable[[_AnyRow], bool]) -> _AnyRow | None:
+def pick(
+    rows: Sequence[_AnyRow], side: Side, lacks_pretraining: Callable[[_AnyRow], bool]
+) -> _AnyRow | None:
     """The row of one student that a side selects; None if no row matches.
 
     It is a row of the first method in `side.methods` that has a matching row. If the side does not
@@ -142,13 +144,14 @@ def pick(rows: Sequence[_AnyRow], side: Side, fixed: Callable[[_AnyRow], bool]) 
     Args:
         rows: the rows of one student.
         side: the side of the claim.
-        fixed: whether the suite does not pre-train a row, so a data fraction does not apply to it.
+        lacks_pretraining: whether the suite does not pre-train a row, so a data fraction does not
+            apply to it.
     """
     for method in side.methods:
         candidates = [row for row in rows if row.method == method]
         if side.share is not None:
             with_fraction = [row for row in candidates if math.isclose(row.fraction, side.share)]
-            candidates = with_fraction or [row for row in candidates if fixed(row)]
+            candidates = with_fraction or [row for row in candidates if lacks_pretraining(row)]
         elif candidates:
             largest = max(row.fraction for row in candidates)
             candidates = [row for row in candidates if row.fraction == largest]

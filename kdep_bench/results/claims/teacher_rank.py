@@ -11,7 +11,7 @@ from kdep_bench.results.board.teachers import key_of
 from kdep_bench.results.claims.rulings import missing_results, ruling_of, untestable_verdict
 from kdep_bench.results.claims.schema import Claim
 from kdep_bench.results.claims.verdict import Ruling, Verdict
-from kdep_bench.results.statistics.rank_correlation import FEWEST, spearman
+from kdep_bench.results.statistics.rank_correlation import MIN_POINTS, spearman
 from kdep_bench.results.teacher_measures import PROBED
 
 
@@ -52,7 +52,7 @@ def judge_teacher_rank(
             )
     if len(points) < 2:
         why = (
-            f"a rank correlation needs {FEWEST} teachers with complete results; there are "
+            f"a rank correlation needs {MIN_POINTS} teachers with complete results; there are "
             f"{len(points)}"
         )
         return untestable_verdict(claim, student, why, scope)
@@ -67,7 +67,7 @@ def judge_teacher_rank(
         reason = f"{len(points)} teachers; no ranks, because there are two, or all values are equal"
     elif correlation.low is None or correlation.high is None:
         shown = f"{correlation.value:+.2f}"
-        reason = f"{len(points)} teachers; an interval needs {FEWEST} or more"
+        reason = f"{len(points)} teachers; an interval needs {MIN_POINTS} or more"
     else:
         low, high = correlation.low, correlation.high
         ruling = ruling_of(low, high, bound) if is_lower_bound else ruling_of(-high, -low, -bound)

@@ -18,10 +18,10 @@ from kdep_bench.results.records.samples import Samples
 
 Array = NDArray[np.float64]
 
-CORRECT = "correct"
+FRACTION_RIGHT = "correct"
 IMAGE_IOU = "mIoU of the image"
 IMAGE_F1 = "best F1 of the image at IoU 0.5"
-ROUNDED = 5e-4  # mmdet rounds AP to three digits
+AP_TOLERANCE = 5e-4  # mmdet rounds AP to three digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ def _accuracy(samples: Samples) -> ImageScores:
     def weighted(weights: Array) -> Array:
         return weights @ correct / weights.sum(1)
 
-    return ImageScores(weighted, correct.astype(float), CORRECT)
+    return ImageScores(weighted, correct.astype(float), FRACTION_RIGHT)
 
 
 def _iou(samples: Samples) -> ImageScores:
@@ -92,4 +92,4 @@ def _coco(samples: Samples, metric: str) -> ImageScores | None:
     def weighted(weights: Array) -> Array:
         return ap.average_precision(per_class, metric, weights)
 
-    return ImageScores(weighted, ap.best_f1(per_class), IMAGE_F1, ROUNDED + 1e-6)
+    return ImageScores(weighted, ap.best_f1(per_class), IMAGE_F1, AP_TOLERANCE + 1e-6)

@@ -29,7 +29,7 @@ from kdep_bench.results.records.record import (
 from kdep_bench.results.records.store import own_folder
 
 PROBES = "probes"  # folder of the probe records inside a results folder
-LARGEST = 1 << 20  # largest size of a record file, in bytes
+MAX_RECORD_BYTES = 1 << 20  # largest size of a record file, in bytes
 _FIX = "move the file to another folder; running the suite with --report then writes it again"
 
 
@@ -114,7 +114,7 @@ def make(fields: dict[str, Any], where: str = "given") -> ProbeRecord:
 
 def load(path: Path) -> ProbeRecord:
     """The record in the file; raises KdepError if it is missing, damaged or has a wrong name."""
-    parsed = parse_strict(read_bytes(path, LARGEST, follow=False), str(path))
+    parsed = parse_strict(read_bytes(path, MAX_RECORD_BYTES, follow=False), str(path))
     if not isinstance(parsed, dict) or "schema" not in parsed:
         raise KdepError(f"the probe record {path} has no schema version", fix=_FIX)
     record = make(parsed, str(path))

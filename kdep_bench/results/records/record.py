@@ -37,20 +37,20 @@ from pydantic import (
 )
 
 from kdep_bench.errors import KdepError, expected_text, fault_text
-from kdep_bench.files import LARGEST_NUMBER, parse_strict, read_bytes
+from kdep_bench.files import MAX_NUMBER, parse_strict, read_bytes
 
 SCHEMA = 3
 TEXT_LIMIT = 20_000
 LONG_TEXT_LIMIT = 200_000
-LARGEST_RECORD = 64 << 20  # bytes; published records have less than 0.1 MB
+MAX_RECORD_BYTES = 64 << 20  # bytes; published records have less than 0.1 MB
 
 # The types of fields, with the values that they allow.
 Text = Annotated[str, Field(max_length=TEXT_LIMIT)]
 LongText = Annotated[str, Field(max_length=LONG_TEXT_LIMIT)]
-Whole = Annotated[int, Field(ge=-(2**63), lt=2**64)]
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**64)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-Number = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
-Amount = Annotated[float, Field(ge=0, le=LARGEST_NUMBER)]
+Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+Amount = Annotated[float, Field(ge=0, le=MAX_NUMBER)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -195,8 +195,8 @@ class RecordedBudget(Part):
 class Seed(Part):
     """The seed pair: one seed of the pre-training and one of the transfer."""
 
-    pretrain: Whole
-    transfer: Whole
+    pretrain: Int64
+    transfer: Int64
 
 
 class RecordedTask(Part):
@@ -535,7 +535,7 @@ def load(path: str | Path) -> Record:
     Raises:
         KdepError: the file is missing, damaged, too large, or not a record.
     """
-    return parse(read_bytes(path, LARGEST_RECORD, follow=False), str(path))
+    return parse(read_bytes(path, MAX_RECORD_BYTES, follow=False), str(path))
 
 
 def dump(record: Record) -> str:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 from kdep_bench.results.records.record import Record
 
-LONGEST = 10 * 365 * 86400.0  # ten years in seconds: a larger time has another unit
+MAX_SECONDS = 10 * 365 * 86400.0  # ten years in seconds: a larger time has another unit
 # Largest factor between images seen and (seconds times images per second). A larger factor means
 # that a time has another unit.
 RATE_FACTOR = 20.0
@@ -20,7 +20,7 @@ _HASH = re.compile(r"[0-9a-f]{8,64}")
 _STAGE = re.compile(r"[a-z_]+-.+-[0-9a-f]{12}")
 
 
-def faults_of(record: Record) -> list[str]:
+def faults_in(record: Record) -> list[str]:
     """One clause per fault of the record alone."""
     return [fault for check in CHECKS for fault in check(record)]
 
@@ -53,7 +53,7 @@ def _score_faults(r: Record) -> Iterator[str]:
 def _unit_faults(r: Record) -> Iterator[str]:
     seconds = {k: getattr(r.cost, k) for k in ("pretrain_s", "cache_s", "align_s", "transfer_s")}
     for name, value in seconds.items():
-        if value is not None and value > LONGEST:
+        if value is not None and value > MAX_SECONDS:
             yield f"cost.{name} is {value:g}, more than ten years; times are in seconds"
     time, rate, seen = r.cost.pretrain_s, r.cost.images_per_s, r.budget.images_seen
     if time and rate and seen and not 1 / RATE_FACTOR < time * rate / seen < RATE_FACTOR:

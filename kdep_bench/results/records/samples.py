@@ -35,7 +35,7 @@ from kdep_bench.safe_files import read_bytes
 FILE = "samples.npz"
 FOLDER = "samples"  # the folder inside a results folder
 VERSION = 1
-LARGEST = 512 << 20  # largest size, in bytes, of a file and of all its arrays together
+MAX_FILE_BYTES = 512 << 20  # largest size, in bytes, of a file and of all its arrays together
 #: Scorer -> array -> number of dimensions.
 ARRAYS: Mapping[str, Mapping[str, int]] = {
     "accuracy": {"truth": 1, "prediction": 1, "probability": 1, "truth_probability": 1},
@@ -102,7 +102,7 @@ def read(path: Path, sha256: str | None = None) -> Samples:
         KdepError: the checksum differs, or the file has another format.
     """
     try:
-        raw = read_bytes(path, LARGEST)
+        raw = read_bytes(path, MAX_FILE_BYTES)
     except OSError as e:
         raise KdepError(
             f"the file {path} cannot be read ({e.strerror})", fix="copy it again"
@@ -113,8 +113,8 @@ def read(path: Path, sha256: str | None = None) -> Samples:
         )
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
-                raise ValueError(f"more than {LARGEST} bytes")
+            if sum(entry.file_size for entry in archive.infolist()) > MAX_FILE_BYTES:
+                raise ValueError(f"more than {MAX_FILE_BYTES} bytes")
         with np.load(io.BytesIO(raw), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         meta = json.loads(arrays.pop("meta").tobytes())

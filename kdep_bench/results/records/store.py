@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from kdep_bench.errors import KdepError
 from kdep_bench.files import read_strict, safe_name, write_atomic
 from kdep_bench.results.records.record import (
-    LARGEST_RECORD,
+    MAX_RECORD_BYTES,
     Align,
     Data,
     Method,
@@ -42,7 +42,7 @@ SUBMITTED = " (submitted by "  # added to the name of a submitted method
 _PARALLEL_FROM = 4000  # records; fewer are read faster by a single process
 
 
-class Spent(NamedTuple):
+class CostTuple(NamedTuple):
     """`record.Cost` as a tuple, which needs less memory: few records have equal costs to share."""
 
     pretrain_s: float | None
@@ -89,7 +89,7 @@ class Run(NamedTuple):
     task: RecordedTask
     value: float | None
     coverage: float | None
-    cost: Spent
+    cost: CostTuple
     align: Align | None
     pretrained: bool
     cached: bool
@@ -212,7 +212,7 @@ class _Sharer:
             task=self.part(record.task),
             value=record.value,
             coverage=None if record.gate is None else record.gate.coverage,
-            cost=Spent(
+            cost=CostTuple(
                 cost.pretrain_s,
                 cost.cache_s,
                 cost.align_s,
@@ -256,7 +256,7 @@ def _read_some(directory: str, names: Sequence[str]) -> tuple[list[Run], list[Da
     for name in names:
         path = f"{directory}/{name}"
         try:
-            record = parse(read_bytes(path, LARGEST_RECORD), name)
+            record = parse(read_bytes(path, MAX_RECORD_BYTES), name)
             if f"{record.id}.json" != name:
                 # A copy with another name would count one run twice.
                 raise KdepError(
@@ -348,7 +348,7 @@ def _read_submission(results_dir: Path, name: str) -> tuple[list[Run], list[Dama
     for file in sorted(present | set(listed)):
         place = f"{SUBMISSIONS}/{name}/{RECORDS}/{file}"
         try:
-            raw = read_bytes(results_dir / place, LARGEST_RECORD)
+            raw = read_bytes(results_dir / place, MAX_RECORD_BYTES)
             if hashlib.sha256(raw).hexdigest() != listed.get(file):
                 raise KdepError(
                     f"the record {place} was added or changed after its validation",

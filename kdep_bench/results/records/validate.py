@@ -19,7 +19,7 @@ from typing import Any
 from kdep_bench.errors import KdepError
 from kdep_bench.results.records import samples, store
 from kdep_bench.results.records.record import Record, load
-from kdep_bench.results.records.record_checks import faults_of
+from kdep_bench.results.records.record_checks import faults_in
 
 # Packages that compute scores: their versions must be equal in all records.
 SCORING = ("mmdet", "mmsegmentation", "mmpretrain", "pycocotools", "scikit-learn")
@@ -53,7 +53,7 @@ def validate(
     """
     records, faults = _read(folder)
     for file, record in records:
-        faults += [f"{file}: {fault}" for fault in faults_of(record)]
+        faults += [f"{file}: {fault}" for fault in faults_in(record)]
     scored = [(file, r) for file, r in records if r.status == "ok"]
     for check in CHECKS_OF_ALL_RECORDS:
         faults += check(scored)

@@ -22,8 +22,8 @@ REFERENCES = {
     "supervised": "supervised pre-training",
     "imagenet": "published ImageNet weights",
 }
-MOST_ROWS = 4  # rows of KDEP with sentences of their own; the others are only in the tables
-MOST_NAMES = 6  # names in the list of the best rows of a task
+MAX_ROWS = 4  # rows of KDEP with sentences of their own; the others are only in the tables
+MAX_NAMES = 6  # names in the list of the best rows of a task
 
 
 def sentences(
@@ -41,15 +41,13 @@ def sentences(
     table = compare.difference_table(board, student)
     rows = list(dict.fromkeys(d.row for d in table if d.row.method == compare.BASE))
     lines = []
-    for row in rows[:MOST_ROWS]:
+    for row in rows[:MAX_ROWS]:
         for name in REFERENCES:
             differences = [d for d in table if d.row == row and d.reference.method == name]
             lines += [_comparison(board, differences, labels)] if differences else []
         lines += _data_and_time(board, row, labels, summaries)
-    if len(rows) > MOST_ROWS:
-        lines.append(
-            f"{len(rows) - MOST_ROWS} more rows of {compare.BASE} are in the tables below."
-        )
+    if len(rows) > MAX_ROWS:
+        lines.append(f"{len(rows) - MAX_ROWS} more rows of {compare.BASE} are in the tables below.")
     if len(board.rows_of(student)) > len(rows) + len(REFERENCES):
         lines += _best(board, student, labels)
     return [*lines, _limits(board, student, table)]
@@ -127,7 +125,7 @@ def _data_and_time(
         return []
     seconds, reference_seconds = summaries[row].cost_s, summaries[reference].cost_s
     time = "The pre-training time is unknown."
-    if board.untimed:
+    if board.has_no_times:
         time = "The time was not measured, because other work ran on the machine."
     if seconds is not None and reference_seconds:
         cache = ", including the teacher cache" if summaries[row].cache_s else ""
@@ -170,7 +168,7 @@ def _best(board: Board, student: str, labels: Mapping[RowKey, str]) -> list[str]
             lines.append(f"No method is significantly better than another on {column.task}.")
             continue
         # The name of a transfer method contains a comma.
-        shown = first_of(names, MOST_NAMES, "; " if any(", " in n for n in names) else ", ")
+        shown = first_of(names, MAX_NAMES, "; " if any(", " in n for n in names) else ", ")
         note = " (sorted by mean; none is significantly worse than the first)"
         note = note if len(names) > 1 else ""
         lines.append(f"Best of {n_rows} rows on {column.task}: {shown}{note}.")
@@ -185,7 +183,7 @@ def _limits(board: Board, student: str, table: Sequence[Difference]) -> str:
             seeds = set(board.values(row, column))
             if seeds:
                 runs.add(len(seeds))
-            if seeds and not board.fixed(row):
+            if seeds and not board.lacks_pretraining(row):
                 networks.add(len({pretrain for pretrain, _ in seeds}))
     n_networks = f"{_range(networks, 'pre-trained network')} per method and " if networks else ""
     is_tested = any(d.p is not None for d in table)

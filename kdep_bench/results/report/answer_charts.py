@@ -5,13 +5,13 @@ from __future__ import annotations
 from kdep_bench.results import text
 from kdep_bench.results.board import compare
 from kdep_bench.results.board.board import RowKey
-from kdep_bench.results.report.answer import MOST_ROWS, REFERENCES
+from kdep_bench.results.report.answer import MAX_ROWS, REFERENCES
 from kdep_bench.results.report.board_rows import BoardView, difference_rows
 from kdep_bench.results.report.charts import Dot, dots
 from kdep_bench.results.report.plots import Plot
 
-MOST_CHARTS = 4
-MOST_TASKS = 12  # dots per chart; with more, a reader would have to scroll far to the tables
+MAX_CHARTS = 4
+MAX_TASKS = 12  # dots per chart; with more, a reader would have to scroll far to the tables
 
 
 def answer_charts(view: BoardView, student: str) -> list[Plot]:
@@ -27,21 +27,21 @@ def answer_charts(view: BoardView, student: str) -> list[Plot]:
         dot = Dot(_short(task), *values, view.colour(d.row), d.significant)
         chart = pairs.setdefault((d.row, d.reference.method), [])
         chart.insert(0 if d.column is None else len(chart), dot)
-    rows = list(dict.fromkeys(row for row, _ in pairs))[:MOST_ROWS]
+    rows = list(dict.fromkeys(row for row, _ in pairs))[:MAX_ROWS]
     charts = []
     for row in rows:
         for method, name in REFERENCES.items():
             if dots_of_pair := pairs.get((row, method)):
                 caption = f"{text.plain(view.labels[row], 40)} - {name}"
                 svg = dots(
-                    dots_of_pair[:MOST_TASKS],
+                    dots_of_pair[:MAX_TASKS],
                     f"{caption}: differences with 95 % interval; bold where significant",
                     "difference x100, mean and 95 % interval",
                     0.0,
                     "no difference",
                 )
                 charts.append(Plot("", "answer", "", student, caption, svg))
-    return charts[:MOST_CHARTS]
+    return charts[:MAX_CHARTS]
 
 
 def _short(task: str) -> str:

@@ -22,7 +22,7 @@ from kdep_bench.results.records.store import Run
 from kdep_bench.results.report import answer, data_card, data_notes, row_colours
 from kdep_bench.results.report.probe_tables import ProbeSection
 
-BELOW = " †"  # follows a score below chance or below no pre-training
+BELOW_CHANCE_MARK = " †"  # follows a score below chance or below no pre-training
 
 MEAN_RANK = (
     "Sorted by mean rank: the rank of the method's mean score (1 is best), averaged over all "
@@ -230,7 +230,7 @@ def fraction_text(view: BoardView, row: RowKey) -> str:
     # its fraction is known.
     has_result = any(run.status == "ok" for run in view.board.runs_of(row))
     has_published_weights = has_result and view.summaries[row].images_seen is None
-    is_pretrained = not (view.board.fixed(row) or has_published_weights)
+    is_pretrained = not (view.board.lacks_pretraining(row) or has_published_weights)
     return f"{100 * row.fraction:g} %" if is_pretrained else "—"
 
 
@@ -249,7 +249,7 @@ def method_descriptions(view: BoardView) -> list[tuple[str, str]]:
 
 def untimed_note(board: Board) -> str:
     """The note that explains empty cost columns; "" if the suite reports times."""
-    return UNTIMED if board.untimed else ""
+    return UNTIMED if board.has_no_times else ""
 
 
 def difference_rows(view: BoardView, student: str | None = None) -> list[DifferenceRow]:

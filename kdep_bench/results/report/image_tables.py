@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdep_bench.results import text
 from kdep_bench.results.board import compare
-from kdep_bench.results.board.image_pairs import SHOWN, ImageGap, ImagePair
+from kdep_bench.results.board.image_pairs import MAX_IMAGES, ImageGap, ImagePair
 from kdep_bench.results.board.over_images import ImageDifference
 from kdep_bench.results.report import board_rows
 from kdep_bench.results.report.board_rows import BoardView
@@ -70,7 +70,7 @@ def pairs_notes(view: BoardView) -> list[str]:
     families = sorted({pair.column.family for pair in view.image_pairs} & _IMAGE_SCORES.keys())
     scores = [f"for {family}, {_IMAGE_SCORES[family]}" for family in families]
     return [
-        f"Up to {SHOWN} images on which the first method gains most, and up to {SHOWN} on which it "
+        f"Up to {MAX_IMAGES} images on which the first method gains most, and up to {MAX_IMAGES} on which it "
         "loses most. In brackets: its score and that of the second method.",
         "Images: numbers of images on which the first method is better, equal or worse.",
         f"Score of an image: {'; '.join(scores)}." if scores else "",

@@ -133,7 +133,7 @@ def _score_rows(suite: PublishedSuite) -> list[TableRow]:
             css = score_css(view, row, column)
             shown = text.score(result)
             if compare.is_below_chance_or_scratch(board, row, column):
-                shown += board_rows.BELOW
+                shown += board_rows.BELOW_CHANCE_MARK
             cost, chance = view.summaries[row].cost_s, board.chance[column]
             entries = [
                 link,

@@ -22,7 +22,7 @@ from kdep_bench.results.report import (
     transfer_rows,
 )
 from kdep_bench.results.report.board_rows import (
-    BELOW,
+    BELOW_CHANCE_MARK,
     COST_HEAD,
     FAMILY_HEAD,
     LONG,
@@ -195,7 +195,7 @@ def _task_family_table(view: BoardView, family: str) -> list[str]:
             mark = view.mark(row, c)
             shown = f"{shown} ({mark})" if mark else shown
             is_low = compare.is_below_chance_or_scratch(view.board, row, c)
-            scores.append(shown + BELOW if is_low else shown)
+            scores.append(shown + BELOW_CHANCE_MARK if is_low else shown)
         names_of_row = [text.md(row.student), text.md(row_name(view, row))]
         rows.append([*names_of_row, *scores, labels_text(view.summaries[row])])
     chance = ["", "*chance*", *(f"*{text.points(view.board.chance[c])}*" for c in columns), ""]

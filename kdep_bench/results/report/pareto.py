@@ -30,8 +30,8 @@ from kdep_bench.results.report.plots import Plot
 from kdep_bench.results.report.svg import join, tag
 from kdep_bench.results.statistics import intervals as st
 
-LEAST_ROWS = 3  # with fewer rows there is no chart
-MOST_NAMED = 10  # rows of the front that are named below the chart
+MIN_ROWS = 3  # with fewer rows there is no chart
+MAX_NAMED_ROWS = 10  # rows of the front that are named below the chart
 AXES: tuple[Axis, ...] = ("seconds", "flops")  # kinds of cost; the first with known values is drawn
 
 
@@ -71,7 +71,7 @@ def scatter(marks: Sequence[Mark], title: str, xlabel: str, ylabel: str) -> Mark
         radius = 5 if m in on_front else 3.5
         parts.append(tag("circle", r=radius, class_=f"dot c{m.colour}", **place))
     y = BOTTOM + 54
-    for i, m in enumerate(on_front[:MOST_NAMED], 1):
+    for i, m in enumerate(on_front[:MAX_NAMED_ROWS], 1):
         place = {"x": pixels(fx(m.x) - 8), "y": pixels(fy(m.y) + 4), "text_anchor": "end"}
         parts.append(tag("text", i, class_="label strong", **place))
         parts.append(tag("text", shorten_label(f"{i}  {m.label}", WIDTH - 16), x=8, y=y))
@@ -102,14 +102,14 @@ def _mean(view: BoardView, row: RowKey) -> float | None:
 
 def _cost_plot(view: BoardView, student: str, index: int) -> list[Plot]:
     board = view.board
-    rows = [r for r in compare.complete_rows(board, student) if not board.fixed(r)]
+    rows = [r for r in compare.complete_rows(board, student) if not board.lacks_pretraining(r)]
     for axis in AXES:
         marks = []
         for row in rows:
             x, y = efficiency.amount(board, row, axis), _mean(view, row)
             if x and y is not None:
                 marks.append(Mark(text.plain(view.labels[row], 60), x, y, view.colour(row)))
-        if len(marks) >= LEAST_ROWS and len({m.x for m in marks}) > 1:
+        if len(marks) >= MIN_ROWS and len({m.x for m in marks}) > 1:
             name, unit = efficiency.AXES[axis], ", s" if axis == "seconds" else ""
             owner = f" · {text.plain(student, 40)}" if len(board.students) > 1 else ""
             caption = f"Score against {name}{owner}; one point per method, numbered: Pareto front"

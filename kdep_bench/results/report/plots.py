@@ -19,12 +19,12 @@ from kdep_bench.results.report.board_rows import BoardView, column_names, differ
 from kdep_bench.results.report.charts import COLOURS, Dot, Line, dots, lines
 from kdep_bench.results.statistics import intervals as st
 
-MOST_LINES = 8  # lines per chart
-MOST_DOTS = 40  # rows per dot chart
-MOST_PAIRS = 24  # charts of differences; with more pairs, one chart per reference
-MOST_POINTS = 240  # points per line
-MOST_TRAINING_CHARTS = 60
-MOST_CLASSES = 60  # columns of a per-class table
+MAX_LINES = 8  # lines per chart
+MAX_DOTS = 40  # rows per dot chart
+MAX_PAIRS = 24  # charts of differences; with more pairs, one chart per reference
+MAX_POINTS = 240  # points per line
+MAX_TRAINING_CHARTS = 60
+MAX_CLASSES = 60  # columns of a per-class table
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def _student_text(view: BoardView, student: str) -> str:
 
 def _limit_text(rows: Sequence[Dot]) -> str:
     """End of the caption of a chart that cannot show all its rows; otherwise ""."""
-    return f" · the first {MOST_DOTS} of {len(rows)} rows" if len(rows) > MOST_DOTS else ""
+    return f" · the first {MAX_DOTS} of {len(rows)} rows" if len(rows) > MAX_DOTS else ""
 
 
 def _scores(view: BoardView, student: str, index: int) -> list[Plot]:
@@ -85,7 +85,7 @@ def _scores(view: BoardView, student: str, index: int) -> list[Plot]:
         mark = None if chance is None else 100 * chance
         caption = text.plain(names[column], 60) + _student_text(view, student) + _limit_text(rows)
         title = f"{caption}: mean and 95 % interval of each method"
-        svg = dots(rows[:MOST_DOTS], title, "x100, mean and 95 % interval", mark, "chance")
+        svg = dots(rows[:MAX_DOTS], title, "x100, mean and 95 % interval", mark, "chance")
         charts.append(Plot(f"scores-{index}-{j}", "scores", column.family, student, caption, svg))
     return charts
 
@@ -93,7 +93,7 @@ def _scores(view: BoardView, student: str, index: int) -> list[Plot]:
 def _differences(view: BoardView, student: str, index: int) -> list[Plot]:
     """One chart per pair of rows, with a row per task.
 
-    If there are more than MOST_PAIRS pairs: one chart per reference, with the means over tasks.
+    If there are more than MAX_PAIRS pairs: one chart per reference, with the means over tasks.
     """
     n_tasks = len(compare.columns_of(view.board, student))
     pairs: dict[tuple[RowKey, RowKey], list[Dot]] = defaultdict(list)
@@ -110,7 +110,7 @@ def _differences(view: BoardView, student: str, index: int) -> list[Plot]:
             over_all[d.reference.method].append(Dot(row, *values))
     labels = view.labels
     charts = {f"{labels[a]} - {labels[b]}": rows for (a, b), rows in pairs.items()}
-    if len(charts) > MOST_PAIRS:
+    if len(charts) > MAX_PAIRS:
         charts = {
             f"every method - {reference}, mean of {n_tasks} tasks": sorted(
                 rows, key=lambda r: (-r.value, r.label)
@@ -121,7 +121,7 @@ def _differences(view: BoardView, student: str, index: int) -> list[Plot]:
     for j, (name, rows) in enumerate(charts.items()):
         caption = text.plain(name, 105) + _student_text(view, student) + _limit_text(rows)
         svg = dots(
-            rows[:MOST_DOTS],
+            rows[:MAX_DOTS],
             f"{caption}: paired differences with 95 % interval",
             "difference x100, mean and 95 % interval",
             0.0,
@@ -151,7 +151,7 @@ def _claims(view: BoardView, student: str, index: int) -> list[Plot]:
         return []
     caption = f"Measured difference of each claim{_student_text(view, student)}{_limit_text(rows)}"
     svg = dots(
-        rows[:MOST_DOTS],
+        rows[:MAX_DOTS],
         f"{caption}, with 95 % interval; bold where supported or refuted",
         "difference x100, mean and 95 % interval",
         0.0,
@@ -164,7 +164,7 @@ def _efficiency(view: BoardView, student: str, index: int) -> list[Plot]:
     """One chart per kind of budget: score (mean over tasks) of the methods with several budgets.
 
     The score of scratch, which has no budget, is a horizontal line.
-    If a chart had more than MOST_LINES lines, there is one chart per teacher instead.
+    If a chart had more than MAX_LINES lines, there is one chart per teacher instead.
     """
     board = view.board
     columns = compare.columns_of(board, student)
@@ -186,14 +186,14 @@ def _efficiency(view: BoardView, student: str, index: int) -> list[Plot]:
             continue
         for k, (teacher, chart_lines) in enumerate(_charts_of(all_lines)):
             methods = {name: rows[0].method for name, rows in chart_lines.items()}
-            shown = _references_first(list(chart_lines), methods)[:MOST_LINES]
+            shown = _references_first(list(chart_lines), methods)[:MAX_LINES]
             line_colour = _line_colours(shown, methods, colour_by_method)
             drawn = [_line(n, [points[a] for a in chart_lines[n]], line_colour[n]) for n in shown]
             if scratch is not None:
                 drawn.append(_level(view, scratch, scores[scratch], drawn))
             caption = f"Score against {label}{teacher}{_student_text(view, student)}"
-            if len(chart_lines) > MOST_LINES:
-                caption += f" ({MOST_LINES} of {len(chart_lines)} lines are shown)"
+            if len(chart_lines) > MAX_LINES:
+                caption += f" ({MAX_LINES} of {len(chart_lines)} lines are shown)"
             unit = f"{label}{', s' if axis == 'seconds' else ''}, log scale"
             svg = lines(drawn, caption, unit, f"{compare.mean_name(columns)} x100", True)
             name = f"efficiency-{index}-{axis}" + (f"-{k}" if teacher else "")
@@ -204,7 +204,7 @@ def _efficiency(view: BoardView, student: str, index: int) -> list[Plot]:
 def _charts_of(all_lines: dict[str, list[RowKey]]) -> list[tuple[str, dict[str, list[RowKey]]]]:
     """(end of the caption, lines) of each chart; lines without a teacher are in every chart."""
     teachers = sorted({rows[0].teacher for rows in all_lines.values()} - {""})
-    if len(all_lines) <= MOST_LINES or len(teachers) < 2:
+    if len(all_lines) <= MAX_LINES or len(teachers) < 2:
         return [("", all_lines)]
     return [
         (
@@ -262,10 +262,10 @@ def _training(view: BoardView, complete_records: Sequence[Record]) -> list[Plot]
             rows.setdefault(label, []).append(r)
     colour_by_method = {row.method: view.colour(row) for row in view.board.rows}
     charts = []
-    shown_groups = sorted(groups.items())[:MOST_TRAINING_CHARTS]
+    shown_groups = sorted(groups.items())[:MAX_TRAINING_CHARTS]
     for j, ((student, task, name), rows) in enumerate(shown_groups):
         drawn = []
-        shown = _references_first(sorted(rows), labels)[:MOST_LINES]
+        shown = _references_first(sorted(rows), labels)[:MAX_LINES]
         colour = _line_colours(shown, labels, colour_by_method)
         for label in shown:
             line = _mean_curve([r.curves[name] for r in rows[label]])
@@ -282,8 +282,8 @@ def _training(view: BoardView, complete_records: Sequence[Record]) -> list[Plot]
             continue
         curve = text.plain(_CURVE_NAMES.get(name, name), 40)
         caption = f"{text.plain(task, 40)}: {curve}{_student_text(view, student)}"
-        if len(rows) > MOST_LINES:
-            caption += f" ({MOST_LINES} of {len(rows)} lines are shown)"
+        if len(rows) > MAX_LINES:
+            caption += f" ({MAX_LINES} of {len(rows)} lines are shown)"
         ylabel = curve
         if task == "pre-training" and len(drawn) > 1:
             ylabel += " (its formula differs by method: not comparable)"
@@ -317,7 +317,7 @@ def _line_colours(
 def _mean_curve(curves: list[list[list[float]]]) -> list[tuple[float, float, float, float]]:
     """(x, mean, smallest, largest) of each point, over the seeds with the same x as the first seed.
 
-    At most MOST_POINTS points are kept.
+    At most MAX_POINTS points are kept.
     """
     curves = [c for c in curves if c]
     if not curves:
@@ -326,7 +326,7 @@ def _mean_curve(curves: list[list[list[float]]]) -> list[tuple[float, float, flo
     same = [np.array(c) for c in curves if len(c) == len(first)]
     same = [c for c in same if np.array_equal(c[:, 0], first[:, 0])]
     y = np.stack([c[:, 1] for c in same])
-    indices = np.unique(np.linspace(0, len(first) - 1, min(len(first), MOST_POINTS)).astype(int))
+    indices = np.unique(np.linspace(0, len(first) - 1, min(len(first), MAX_POINTS)).astype(int))
     table = np.stack([first[:, 0], y.mean(0), y.min(0), y.max(0)], 1)[indices]
     return [(float(a), float(b), float(c), float(d)) for a, b, c, d in table]
 
@@ -350,7 +350,7 @@ def per_class(
             if scores:
                 classes.update(dict.fromkeys(sorted(scores)))
                 rows.append((row, scores))
-        shown = list(classes)[:MOST_CLASSES]
+        shown = list(classes)[:MAX_CLASSES]
         table = [(a, [_average(s.get(k)) for k in shown]) for a, s in rows]
         if table:
             tables.append((text.plain(name, 80), shown, table))

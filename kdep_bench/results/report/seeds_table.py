@@ -19,7 +19,7 @@ from kdep_bench.results.report import board_rows, probe_tables, report
 from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.markdown import md_table
 from kdep_bench.results.report.probe_tables import ProbeRow, ProbeSection
-from kdep_bench.results.statistics.power import MOST_SEEDS
+from kdep_bench.results.statistics.power import MAX_SEEDS
 
 NOTE = (
     "Seeds needed: the number of pre-training seeds with which a paired t test (two-sided, 5 %) "
@@ -98,7 +98,8 @@ def _probe_evidence(
             first, second = probed.values.get(column), baseline.values.get(column)
             if not first or not second:
                 continue
-            if len(second) == 1 and view.board.fixed(reference):  # as in `intervals.differences`
+            # As in `intervals.differences`.
+            if len(second) == 1 and view.board.lacks_pretraining(reference):
                 second = dict.fromkeys(first, next(iter(second.values())))
             sign = 1 if column.better == "larger" else -1
             gaps = {s: sign * (first[s] - second[s]) for s in first if s in second}
@@ -125,7 +126,7 @@ def _row_of(rows: Sequence[ProbeRow], row: RowKey) -> ProbeRow | None:
 
 
 def _seeds(count: float | None) -> str:
-    return f"> {MOST_SEEDS}" if count is None or math.isinf(count) else f"{count:g}"
+    return f"> {MAX_SEEDS}" if count is None or math.isinf(count) else f"{count:g}"
 
 
 def _pair_row(view: BoardView, pair: PairNeeds) -> list[str]:

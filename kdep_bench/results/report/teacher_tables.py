@@ -5,7 +5,7 @@ from __future__ import annotations
 from kdep_bench.results import text
 from kdep_bench.results.board.teachers import MeasureResult, TeacherStudy, studies
 from kdep_bench.results.report.board_rows import BoardView
-from kdep_bench.results.statistics.rank_correlation import FEWEST, Correlation
+from kdep_bench.results.statistics.rank_correlation import MIN_POINTS, Correlation
 from kdep_bench.results.teacher_measures import ACCURACY, MEASURES, PICKER, TOP1
 
 HEADING = "Teachers"
@@ -17,10 +17,10 @@ NOTE = (
 CHOICE_NOTE = (
     "How well each measure chooses a teacher. Expected: the sign of the correlation that the "
     "measure's source or this project expected before the run. Spearman's rho and Kendall's tau "
-    f"are over the teachers; an interval needs {FEWEST} or more. Choice: the teacher with the best "
-    "value of the measure. Regret: mean score of the best teacher minus that of the choice, with a "
-    "95 % interval over seeds. The best teacher is the one with the highest measured score, so the "
-    f"regret is overestimated if teachers are similar. {PICKER} is the measure by which "
+    f"are over the teachers; an interval needs {MIN_POINTS} or more. Choice: the teacher with the "
+    "best value of the measure. Regret: mean score of the best teacher minus that of the choice, "
+    "with a 95 % interval over seeds. The best teacher is the one with the highest measured score, "
+    f"so the regret is overestimated if teachers are similar. {PICKER} is the measure by which "
     "`kdep-bench pick` ranks teachers before a run; it was chosen before any score."
 )
 HEAD = ["student", "method", "teacher", "mean score x100"]

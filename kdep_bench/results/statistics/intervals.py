@@ -30,7 +30,7 @@ LEVEL = 0.95  # confidence level of the intervals
 POWER = 0.80  # power for which numbers of seeds and detectable differences are computed
 BOOTSTRAP_FROM = 50  # smallest number of values for a BCa interval
 BOOTSTRAP_TO = 300  # largest number of values for a BCa interval
-MOST_SEEDS = 1000  # larger numbers of seeds are not computed
+MAX_SEEDS = 1000  # larger numbers of seeds are not computed
 ROUNDING = 1e-12  # rounding error of a sum of scores: a smaller difference is treated as 0
 
 Key = tuple[int, int]  # (pre-training seed, transfer seed)

@@ -31,7 +31,7 @@ from scipy.special import stdtrit
 from kdep_bench.results.statistics.intervals import LEVEL, Array, Estimate, Key
 
 REPLICATES = 1000  # number of bootstrap samples
-FEWEST_IMAGES = 20  # fewer images are too few for a bootstrap
+MIN_IMAGES = 20  # fewer images are too few for a bootstrap
 
 
 @lru_cache(maxsize=2)

@@ -46,7 +46,7 @@ from kdep_bench.results.statistics.intervals import (
     seed_text,
 )
 
-NOISY = 0.01  # significance level of the test for a method with a larger variance
+VARIANCE_TEST_LEVEL = 0.01  # significance level of the test for a method with a larger variance
 # Most scores of an incomplete table; its fit takes scores x (methods + seeds)^2 operations.
 MAX_SCORES = 20_000
 
@@ -185,14 +185,14 @@ def _noisy(table: Array) -> NDArray[np.bool_]:
 
     The variance over seeds of (method - mean of the others) is that of a residual times
     1 + 1 / (k - 1). Divided by the variance of the others' residuals it has an F distribution with
-    n - 1 and (k - 2)(n - 1) degrees of freedom. Each method is tested at the level NOISY. With
-    fewer than three methods none is noisy.
+    n - 1 and (k - 2)(n - 1) degrees of freedom. Each method is tested at the significance level
+    VARIANCE_TEST_LEVEL. With fewer than three methods none is noisy.
     """
     k, n = table.shape
     flags = np.zeros(k, bool)
     if k < 3:
         return flags
-    limit = fdtri(n - 1, (k - 2) * (n - 1), 1 - NOISY)
+    limit = fdtri(n - 1, (k - 2) * (n - 1), 1 - VARIANCE_TEST_LEVEL)
     for i in range(k):
         remaining = np.delete(table, i, axis=0)
         variance = float((table[i] - remaining.mean(0)).var(ddof=1)) / (1 + 1 / (k - 1))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import chdtri, nctdtr, ndtr, stdtrit
 
-from kdep_bench.results.statistics.intervals import LEVEL, MOST_SEEDS, POWER, Array, Values
+from kdep_bench.results.statistics.intervals import LEVEL, MAX_SEEDS, POWER, Array, Values
 
 
 def power(gap: float, sd: float, n: int, level: float = LEVEL, df: float | None = None) -> float:
@@ -55,7 +55,7 @@ def seeds_needed(
         df_per_seed: degrees of freedom per seed after the first; 1 for a pair of methods alone.
 
     Returns:
-        None if more than `MOST_SEEDS` are needed, or `gap` is 0.
+        None if more than `MAX_SEEDS` are needed, or `gap` is 0.
     """
 
     def has_power(n: int) -> bool:
@@ -65,9 +65,9 @@ def seeds_needed(
         return None
     low, high = 2, 2
     while not has_power(high):
-        if high >= MOST_SEEDS:
+        if high >= MAX_SEEDS:
             return None
-        low, high = high, min(MOST_SEEDS, high * 2)
+        low, high = high, min(MAX_SEEDS, high * 2)
     while low < high:  # bisection: the power increases with n
         middle = (low + high) // 2
         low, high = (low, middle) if has_power(middle) else (middle + 1, high)

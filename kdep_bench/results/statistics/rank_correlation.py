@@ -9,11 +9,11 @@ import numpy as np
 
 from kdep_bench.results.statistics import intervals as st
 
-FEWEST = 8  # a choice: with 7 points, the interval of a correlation of 0 is already +-0.86
+MIN_POINTS = 8  # a choice: with 7 points, the interval of a correlation of 0 is already +-0.86
 
 
 class Correlation(NamedTuple):
-    """A rank correlation of `n` points; `low` and `high` are None below FEWEST points."""
+    """A rank correlation of `n` points; `low` and `high` are None below MIN_POINTS points."""
 
     value: float
     n: int
@@ -57,7 +57,7 @@ def _has_ranks(x: np.ndarray, y: np.ndarray) -> bool:
 
 def _with_interval(value: float, n: int, variance: float) -> Correlation:
     """The correlation with the interval of Fisher's z, whose variance is `variance`."""
-    if n < FEWEST:
+    if n < MIN_POINTS:
         return Correlation(value, n, None, None)
     z = math.atanh(min(max(value, -0.9999), 0.9999))  # Fisher's z of +-1 is infinite
     half = st.t_quantile(n - 2) * variance**0.5

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kdep_bench.bounds import Bits
 from kdep_bench.errors import KdepError
 from kdep_bench.transfer.method import TransferContext, TransferMethod
-from kdep_bench.transfer.quantisers import FULL, ActivationRange, dorefa_weight, quantised
+from kdep_bench.transfer.quantisers import FLOAT_BITS, ActivationRange, dorefa_weight, quantised
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Layer:
     @property
     def activation_bits(self) -> int:
         """Bits of its input."""
-        return FULL if self.activation is None else self.activation.bits
+        return FLOAT_BITS if self.activation is None else self.activation.bits
 
     @property
     def is_used(self) -> bool:
@@ -211,5 +211,5 @@ def cost_of(model: nn.Module, layers: Sequence[Layer], parts: Sequence[str]) -> 
         "megabytes": (bits / 8 + 4 * len(used) + 4 * float32_count) / 1e6,
         "megabytes_float32": 4 * (total + float32_count) / 1e6,
         "bit_operations": float(sum(e.macs * e.bits * e.activation_bits for e in used)),
-        "bit_operations_float32": float(sum(e.macs * FULL * FULL for e in used)),
+        "bit_operations_float32": float(sum(e.macs * FLOAT_BITS * FLOAT_BITS for e in used)),
     }

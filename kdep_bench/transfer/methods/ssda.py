@@ -126,13 +126,13 @@ class SSDA(TransferMethod):
         target_sizes = [sample.img_shape for sample in target["data_samples"]]
         terms: dict[str, Tensor] = {}
         if self.styled > 0 or self.consistency > 0:
-            styled = self.restyled(ctx.inputs, sizes, target["inputs"], target_sizes)
+            styled = self.restyle(ctx.inputs, sizes, target["inputs"], target_sizes)
             source_loss = self._total(ctx.task_losses)
             styled_loss = self._detection_loss(styled, ctx.samples)
             terms["styled"] = self.styled * styled_loss
             terms["consistency"] = self.consistency * (source_loss - styled_loss).square()
         if self.distillation > 0:
-            source_style = self.restyled(target["inputs"], target_sizes, ctx.inputs, sizes)
+            source_style = self.restyle(target["inputs"], target_sizes, ctx.inputs, sizes)
             loss = self._distillation_loss(target, source_style)
             terms["distillation"] = self.distillation * loss
         return terms
@@ -182,7 +182,7 @@ class SSDA(TransferMethod):
     def _preprocessed(self, batch: Any) -> dict[str, Any]:
         return self._model[0].data_preprocessor(batch, training=True)
 
-    def restyled(
+    def restyle(
         self, inputs: Tensor, sizes: Sequence[Any], styles: Tensor, style_sizes: Sequence[Any]
     ) -> Tensor:
         """The normalised images [B, 3, H, W] in the style of the images `styles`.

@@ -98,7 +98,7 @@ def anchor(view: BoardView, row: RowKey) -> str:
 
 def fraction_entry(view: BoardView, row: RowKey) -> Entry:
     """The data fraction of a row."""
-    value = None if view.board.fixed(row) else row.fraction
+    value = None if view.board.lacks_pretraining(row) else row.fraction
     return number_entry(board_rows.fraction_text(view, row), value)
 
 
@@ -124,5 +124,5 @@ def score_entry(view: BoardView, row: RowKey, column: Column) -> Entry:
         "score",
         hover,
         letters=view.mark(row, column),
-        after=board_rows.BELOW if is_low else "",
+        after=board_rows.BELOW_CHANCE_MARK if is_low else "",
     )

@@ -27,8 +27,8 @@ from kdep_bench.results.report.page.entries import (
 from kdep_bench.results.report.page.tables import CHANCE, Section, Table, page_table
 from kdep_bench.results.report.probe_tables import ProbeTable
 
-MOST_REMARKS = 200
-MOST_VALUES = 20  # values of an item of the environment
+MAX_REMARKS = 200
+MAX_VALUES = 20  # values of an item of the environment
 
 
 def probes_section(view: BoardView) -> Section | None:
@@ -42,7 +42,7 @@ def probes_section(view: BoardView) -> Section | None:
         "probes",
         introduction=probes.introduction,
         tables=[(t.title, t.about, _probe_table(view, t)) for t in probes.tables],
-        remarks=probes.remarks[:MOST_REMARKS],
+        remarks=probes.remarks[:MAX_REMARKS],
     )
 
 
@@ -96,8 +96,8 @@ def failures_section(view: BoardView) -> Section | None:
         "Failed, missing, damaged",
         "failures",
         table=table,
-        remarks=remarks[:MOST_REMARKS],
-        omitted=max(0, len(remarks) - MOST_REMARKS),
+        remarks=remarks[:MAX_REMARKS],
+        omitted=max(0, len(remarks) - MAX_REMARKS),
     )
 
 
@@ -122,7 +122,7 @@ def environment_section(board: Board) -> Section | None:
     summary = board_rows.environment(board)
     if not summary:
         return None
-    rows = [(item, values[:MOST_VALUES]) for item, values in summary.items()]
+    rows = [(item, values[:MAX_VALUES]) for item, values in summary.items()]
     return Section("environment", "Environment", "environment", rows=rows)
 
 

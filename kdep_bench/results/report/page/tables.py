@@ -11,7 +11,7 @@ from kdep_bench.results.report import constant_columns, glossary
 from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.page.entries import Entry
 
-MOST_ROWS = 2000
+MAX_ROWS = 2000
 CHANCE = "\0chance"  # in place of the student in the row of chance scores
 
 
@@ -101,7 +101,7 @@ def page_table(
     same = constant_columns.constant(head, texts, names)
     hidden = {*same, *constant_columns.empty(head, texts)}
     table_rows = []
-    for student, entries in rows[:MOST_ROWS]:
+    for student, entries in rows[:MAX_ROWS]:
         is_chance = student == CHANCE
         owner = text.plain(student) if student and not is_chance else None
         named = next((e.row for e in entries if e.row), "")
@@ -112,7 +112,7 @@ def page_table(
         [h for i, h in enumerate(headings) if i not in hidden],
         table_rows,
         f"sortable {css}".strip(),
-        omitted=max(0, len(rows) - MOST_ROWS),
+        omitted=max(0, len(rows) - MAX_ROWS),
         constant=[(headings[i], value) for i, value in same.items()],
         has_anchors=has_anchors,
     )
