@@ -1,4 +1,7 @@
-"""Pre-training images made from few images, by mixing and by a generator (FS-BBT, ECCV 2022)."""
+"""Pre-training images made from few images, by mixing and by a generator.
+
+The first step of FS-BBT (few-shot learning with a black-box teacher, ECCV 2022).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""AMAL: loss weights per image for label and teacher, meta-learned on held-out images."""
+"""Adaptive mixing of auxiliary losses (AMAL): meta-learned loss weights of every image.
+
+The weights of the losses on label and teacher are learned on held-out images (AAAI 2023).
+"""
 
 from __future__ import annotations
 

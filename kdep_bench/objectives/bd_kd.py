@@ -1,4 +1,7 @@
-"""BD-KD: teacher and student are trained together, with both directions of KL per sample."""
+"""Balanced-divergence knowledge distillation (BD-KD): both directions of KL per sample.
+
+Teacher and student are trained together (arXiv 2212.12965).
+"""
 
 from __future__ import annotations
 

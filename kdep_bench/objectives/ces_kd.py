@@ -1,4 +1,7 @@
-"""CES-KD: the difficulty of an image determines its teacher; easy images are used first."""
+"""Curriculum expert selection (CES-KD): the difficulty of an image determines its teacher.
+
+Easy images are used first (arXiv 2209.07606).
+"""
 
 from __future__ import annotations
 

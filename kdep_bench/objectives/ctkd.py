@@ -1,4 +1,7 @@
-"""CTKD: logit distillation with a temperature that is trained adversarially (AAAI 2023)."""
+"""Curriculum temperature for knowledge distillation (CTKD): an adversarial temperature of logits.
+
+The temperature is trained to increase the student's loss (AAAI 2023).
+"""
 
 from __future__ import annotations
 

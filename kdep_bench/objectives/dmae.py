@@ -1,4 +1,7 @@
-"""DMAE: masked-autoencoder training plus regression of a middle layer of a teacher (CVPR 2023)."""
+"""Distilled masked autoencoder (DMAE): reconstruction of masked patches and of a teacher's layer.
+
+The layer is one in the middle of the teacher (CVPR 2023).
+"""
 
 from __future__ import annotations
 

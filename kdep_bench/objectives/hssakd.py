@@ -1,4 +1,7 @@
-"""HSSAKD: every level learns the teacher's distribution over class and rotation (TNNLS 2022)."""
+"""Hierarchical self-supervision augmented knowledge distillation (HSSAKD), TNNLS 2022.
+
+Every level of the student learns the teacher's distribution over class and rotation.
+"""
 
 from __future__ import annotations
 

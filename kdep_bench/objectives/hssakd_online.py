@@ -1,4 +1,7 @@
-"""HSSAKD without a teacher: two students exchange distributions over class and rotation."""
+"""Hierarchical self-supervision augmented knowledge distillation (HSSAKD) without a teacher.
+
+Two students exchange their distributions over class and rotation.
+"""
 
 from __future__ import annotations
 

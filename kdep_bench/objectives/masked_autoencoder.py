@@ -1,4 +1,4 @@
-"""MAE: a vision transformer reconstructs the masked patches of an image (CVPR 2022)."""
+"""Masked autoencoder (MAE): a vision transformer reconstructs masked patches (CVPR 2022)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""ProC-KD: the student learns prototypes of the teacher's local features (arXiv 2212.13180)."""
+"""Prototype-guided cross-task knowledge distillation (ProC-KD), arXiv 2212.13180.
+
+The student learns prototypes of the teacher's local features.
+"""
 
 from __future__ import annotations
 

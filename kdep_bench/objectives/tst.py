@@ -1,4 +1,7 @@
-"""TST: distillation on images that a learned augmentation makes hard for the student only."""
+"""Teach what you should teach (TST): distillation on images that are hard for the student only.
+
+A learned augmentation makes these images (IJCAI 2023).
+"""
 
 from __future__ import annotations
 

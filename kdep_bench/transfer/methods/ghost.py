@@ -1,4 +1,4 @@
-"""GHOST: hybrid bit widths and one-to-one self-teaching by the same network in full precision.
+"""Guided hybrid quantisation with one-to-one self-teaching (GHOST), TGRS 2023.
 
 The teacher is the same student with the same pre-training, trained on the task with 32 bits. Each
 layer of the student gets the fewest bits for which clusters of the teacher's weights are close (see

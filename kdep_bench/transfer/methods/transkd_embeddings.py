@@ -1,4 +1,6 @@
-"""Two parts of TransKD that change the student's patch embeddings before they are compared.
+"""Two parts of TransKD (`transkd.py`) that change the student's patch embeddings.
+
+The changed embeddings are compared with the teacher's.
 
 * GL-Mixer, on the deepest level: E -> a A(E) + c (conv(E) * sigmoid(conv'(E))), with the
   self-attention A over all positions, two convolutions of three neighbouring tokens in row order,
