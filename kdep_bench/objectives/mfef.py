@@ -140,7 +140,7 @@ class FusedMaps(Objective):
     def attach(self, student: nn.Module, new_network: Callable[..., nn.Module]) -> None:
         self.peers = nn.ModuleList(new_network(maps=True) for _ in self.peers)
 
-    def fused(self, maps: Sequence[Tensor]) -> Tensor:
+    def fuse(self, maps: Sequence[Tensor]) -> Tensor:
         """M [B, C, H, W] of the maps of all networks."""
         attended = [
             attention(scales(x))

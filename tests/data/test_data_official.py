@@ -206,7 +206,7 @@ def test_cityscapes_train_ids_agree_with_the_label_ids(tmp_path: Path) -> None:
         train = ids.with_name(ids.name.replace("labelIds", "labelTrainIds"))
         label_ids, train_ids = np.asarray(Image.open(ids)), np.asarray(Image.open(train))
         assert (train_ids[label_ids == 1] == 255).all()  # label id 1 is not evaluated
-        for number, label in enumerate(cityscapes.EVALUATED):
+        for number, label in enumerate(cityscapes.EVALUATED_IDS):
             assert (train_ids[label_ids == label] == number).all()
 
 

@@ -353,7 +353,7 @@ def test_a_failed_run_is_counted_only_for_its_own_teacher():
     board = board_of([*ok, make(failed)])
     rows = {a.teacher: board.result(a, board.columns[0]) for a in board.rows}
     assert sorted(rows) == ["lite0", "lite2"]
-    assert rows["lite0"].complete
+    assert rows["lite0"].is_complete
     # This run failed before its teacher was known, so it belongs to the only row.
     board = board_of([*ok, make(failed | {"teacher": None, "id": "c"})])
     assert [a.teacher for a in board.rows] == ["lite0"]

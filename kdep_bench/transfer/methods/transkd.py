@@ -1,4 +1,4 @@
-"""Transformer distillation (TransKD): the student regresses maps and patch embeddings of a tuned teacher.
+"""Transformer distillation (TransKD): maps and patch embeddings of a tuned teacher are regressed.
 
 L = L_task + weight * sum_i HCL(CSF(F^s)_i, F^t_i) + sum_i beta_i * mean (W_i E^s_i - E^t_i)^2,
 over the levels i, with maps F and patch embeddings E of student (s) and teacher (t).
