@@ -14,7 +14,7 @@ from typing import Any
 # the terminal.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-MOST_NAMES = 40  # maximum number of valid names that an error lists
+MAX_NAMES = 40  # maximum number of valid names that an error lists
 
 # A full stop, also a doubled one, at the end; not an ellipsis, and not the paths "." and "..".
 _FULL_STOP = re.compile(r"(?<=[^\s./])\.{1,2}$")
@@ -140,14 +140,14 @@ def unknown_name(
         name: the unknown name.
         valid: all valid names.
         place: where the name was found, such as "the budget".
-        fix: what to do; default: suggests up to three similar names, or lists up to MOST_NAMES.
+        fix: what to do; default: suggests up to three similar names, or lists up to MAX_NAMES.
     """
     names = sorted(map(str, valid))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     likeness = [difflib.SequenceMatcher(None, n, name).ratio() for n in near]
     # A name that is much less similar than the best one would only distract.
     near = [n for n, ratio in zip(near, likeness, strict=True) if ratio > max(likeness) - 0.2]
-    choices = f"choose one of: {first_of(names, MOST_NAMES)}"
+    choices = f"choose one of: {first_of(names, MAX_NAMES)}"
     hint = f"did you mean {' or '.join(near)}?" if near else choices
     found_in = f" in {place}" if place else ""
     return KdepError(f"unknown {kind} {name!r}{found_in}", fix=fix or hint)

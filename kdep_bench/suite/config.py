@@ -607,7 +607,9 @@ def _assistant(ref: Json, where: str, configs: Path, chain: tuple[str, ...]) -> 
     assistant = check(Assistant, ref, where)
     is_same = assistant.student == SAME_STUDENT
     return {
-        "student": SAME_STUDENT if is_same else resolve("student", assistant.student, configs, where),
+        "student": SAME_STUDENT
+        if is_same
+        else resolve("student", assistant.student, configs, where),
         "method": with_assistants(
             resolve("method", assistant.method, configs, where), configs, chain
         ),

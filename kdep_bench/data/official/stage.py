@@ -86,7 +86,9 @@ def prepare(
     for i, dataset in enumerate(sets):
         progress(i, len(sets) + 1, f"checking {dataset.title}")
         with faults.collect():
-            counts[dataset.name] = verify(dataset, root, spec.get("decode", 8), check_counts=not is_tiny)
+            counts[dataset.name] = verify(
+                dataset, root, spec.get("decode", 8), check_counts=not is_tiny
+            )
     faults.raise_any(f"the data {spec.get('name') or ''}".rstrip())
     for dataset in sets:
         _link(root / dataset.name, out / "data" / dataset.name, out)
