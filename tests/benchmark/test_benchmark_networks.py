@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from kdep_bench.forecast.work import COUNTED, network_id, student_network, task_network
+from kdep_bench.forecast.work import NETWORKS_FILE, network_id, student_network, task_network
 from kdep_bench.suite.config import resolve
 from tests.transfer.conftest import in_subprocess  # noqa: F401  (a fixture)
 
@@ -30,7 +30,7 @@ def test_the_published_flops_of_resnet18_equal_those_that_torch_counts(
     in_subprocess: Callable[..., Any],  # noqa: F811
 ) -> None:
     network = student_network(without_about(resolve("student", "resnet18")))
-    published = json.loads(COUNTED.read_text())[network_id(network)]
+    published = json.loads(NETWORKS_FILE.read_text())[network_id(network)]
     assert in_subprocess(count_network, network) == {
         k: v for k, v in published.items() if k not in ("kind", "name")
     }

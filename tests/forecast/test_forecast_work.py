@@ -15,7 +15,7 @@ from kdep_bench.errors import KdepError
 from kdep_bench.forecast import rates
 from kdep_bench.forecast.costs import Costs
 from kdep_bench.forecast.work import (
-    COUNTED,
+    NETWORKS_FILE,
     Forecast,
     ResourceEstimate,
     count_steps,
@@ -32,7 +32,7 @@ from kdep_bench.suite.config import build_suite, load_config, load_suite
 from kdep_bench.suite.graph import Plan, Stage
 from kdep_bench.suite.plan import build_plan
 
-COUNTS: dict[str, Any] = json.loads(COUNTED.read_text())  # network id -> its FLOPs
+COUNTS: dict[str, Any] = json.loads(NETWORKS_FILE.read_text())  # network id -> its FLOPs
 IMAGES = 1_281_167  # of ImageNet-1K's training set
 
 
