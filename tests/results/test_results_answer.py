@@ -83,7 +83,11 @@ def test_a_mean_below_chance_or_below_scratch_is_marked():
     }
     table = markdown.markdown(board_rows.make_view(board_of(grid(scores))))
     table = table.split("## Task family")[1].split("##")[0]
-    marked = {line.split("|")[1].strip() for line in table.splitlines() if board_rows.BELOW_CHANCE_MARK in line}
+    marked = {
+        line.split("|")[1].strip()
+        for line in table.splitlines()
+        if board_rows.BELOW_CHANCE_MARK in line
+    }
     assert marked == {"svd", "supervised"}
 
 
@@ -96,7 +100,11 @@ def test_scores_worse_than_scratch_are_marked_if_smaller_is_better():
     ]
     table = markdown.markdown(board_rows.make_view(board_of(records)))
     table = table.split("## Task family")[1].split("##")[0]
-    marked = {line.split("|")[1].strip() for line in table.splitlines() if board_rows.BELOW_CHANCE_MARK in line}
+    marked = {
+        line.split("|")[1].strip()
+        for line in table.splitlines()
+        if board_rows.BELOW_CHANCE_MARK in line
+    }
     assert marked == {"kdep"}
 
 

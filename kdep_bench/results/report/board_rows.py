@@ -36,7 +36,7 @@ def paired_notes(view: BoardView) -> list[str]:
     places = view.board.results.values()
     noisy = "a method whose variance is significantly larger than that of the others is compared "
     noisy += "by its own differences and not pooled"
-    if not all(result.complete for result in places):
+    if not all(result.is_complete for result in places):
         noisy = f"on a task without missing scores, {noisy}"
     has_families = len(view.board.families) > 1
     return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 DASH = "—"
-MOST_WITHOUT = 3  # rows with a dash in a column that is left out; see `constant`
+MAX_DASHES = 3  # rows with a dash in a column that is left out; see `constant`
 
 # Columns with settings of the rows. If all rows have one value, it is stated below the table
 # instead.
@@ -40,7 +40,7 @@ def constant(
 ) -> dict[int, str]:
     """Index -> value of the columns of `SETTINGS` with one value; empty for a single row.
 
-    Up to MOST_WITHOUT rows may have a dash, such as the row without pre-training. The text of the
+    Up to MAX_DASHES rows may have a dash, such as the row without pre-training. The text of the
     value names them. A column of dashes is not constant but empty.
 
     Args:
@@ -54,7 +54,7 @@ def constant(
     for i, heading in enumerate(head):
         values = {row[i] for row in rows} - {DASH}
         without = [name for row, name in zip(rows, names, strict=True) if row[i] == DASH]
-        if heading not in SETTINGS or len(values) != 1 or len(without) > MOST_WITHOUT:
+        if heading not in SETTINGS or len(values) != 1 or len(without) > MAX_DASHES:
             continue
         same[i] = next(iter(values))
         if without:

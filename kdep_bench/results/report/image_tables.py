@@ -70,8 +70,8 @@ def pairs_notes(view: BoardView) -> list[str]:
     families = sorted({pair.column.family for pair in view.image_pairs} & _IMAGE_SCORES.keys())
     scores = [f"for {family}, {_IMAGE_SCORES[family]}" for family in families]
     return [
-        f"Up to {MAX_IMAGES} images on which the first method gains most, and up to {MAX_IMAGES} on which it "
-        "loses most. In brackets: its score and that of the second method.",
+        f"Up to {MAX_IMAGES} images on which the first method gains most, and up to {MAX_IMAGES} "
+        "on which it loses most. In brackets: its score and that of the second method.",
         "Images: numbers of images on which the first method is better, equal or worse.",
         f"Score of an image: {'; '.join(scores)}." if scores else "",
         "The images are selected by their differences, so they are examples, not evidence of a "

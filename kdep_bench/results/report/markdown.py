@@ -75,7 +75,7 @@ LEGEND_HTML = [_SCORES, _BEST.format(best="Highlighted"), _INTERVALS, _INCOMPLET
 def legend(view: BoardView, best: str) -> list[str]:
     """The sentences that explain the scores of `view`; `best`: how the best ones are marked."""
     places = list(view.board.results)
-    is_incomplete = any(not view.board.result(*place).complete for place in places)
+    is_incomplete = any(not view.board.result(*place).is_complete for place in places)
     has_low = any(compare.is_below_chance_or_scratch(view.board, *place) for place in places)
     sentences = [_SCORES]
     if any(view.is_bold(*place) for place in places):
@@ -86,7 +86,7 @@ def legend(view: BoardView, best: str) -> list[str]:
     return sentences + [_INCOMPLETE] * is_incomplete + [_LOW] * has_low
 
 
-MOST_TEACHERS = 4  # teachers that are named at the top
+MAX_TEACHERS = 4  # teachers that are named at the top
 GLOSSARY_MD = (
     "All headings are explained in [GLOSSARY.md](../../GLOSSARY.md) and at the foot of index.html."
 )
@@ -543,7 +543,7 @@ def networks(view: BoardView) -> list[str]:
     teachers = list(dict.fromkeys(row.teacher for row in view.board.rows if row.teacher))
     if teachers:
         noun = "Teachers" if len(teachers) > 1 else "Teacher"
-        sentences.append(f"{noun}: {first_of(teachers, MOST_TEACHERS)}.")
+        sentences.append(f"{noun}: {first_of(teachers, MAX_TEACHERS)}.")
     return sentences
 
 
