@@ -34,14 +34,14 @@ class Mixup(Augment):
         weight = draw.beta(self.alpha, self.alpha)
         return replace(
             batch,
-            images=mixed(batch.images, weight),
-            teacher_images={k: mixed(v, weight) for k, v in batch.teacher_images.items()},
+            images=mix(batch.images, weight),
+            teacher_images={k: mix(v, weight) for k, v in batch.teacher_images.items()},
             stored={k: mixed_output(v, weight) for k, v in batch.stored.items()},
-            targets={k: mixed(v, weight) for k, v in batch.targets.items()},
+            targets={k: mix(v, weight) for k, v in batch.targets.items()},
         )
 
 
-def mixed(value: Tensor, weight: float) -> Tensor:
+def mix(value: Tensor, weight: float) -> Tensor:
     """weight * value + (1 - weight) * (value with the samples in reverse order)."""
     return weight * value + (1 - weight) * value.flip(0)
 
@@ -50,7 +50,7 @@ def mixed_output(out: TeacherOutput, weight: float) -> TeacherOutput:
     """A teacher output with mixed pooled feature and probabilities, without the other outputs."""
     probabilities = out.probabilities
     return TeacherOutput(
-        mixed(out.pooled, weight),
+        mix(out.pooled, weight),
         None,
-        probabilities=None if probabilities is None else mixed(probabilities, weight),
+        probabilities=None if probabilities is None else mix(probabilities, weight),
     )

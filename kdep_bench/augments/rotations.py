@@ -29,13 +29,13 @@ class Rotations(Augment):
         turns = torch.arange(TURNS, device=batch.images.device).repeat(len(batch.images))
         return replace(
             batch,
-            images=rotated(batch.images),
-            teacher_images={k: rotated(v) for k, v in batch.teacher_images.items()},
+            images=rotate_all(batch.images),
+            teacher_images={k: rotate_all(v) for k, v in batch.teacher_images.items()},
             extra={**batch.extra, "rotation": turns},
         )
 
 
-def rotated(images_BCHW: Tensor) -> Tensor:
+def rotate_all(images_BCHW: Tensor) -> Tensor:
     """[4 B, C, H, W]: the rotations of each image, consecutive."""
     turned = [torch.rot90(images_BCHW, k, (2, 3)) for k in range(TURNS)]
     return torch.stack(turned, 1).flatten(0, 1)

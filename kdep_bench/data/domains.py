@@ -52,7 +52,7 @@ def sketch(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 DOMAINS: Mapping[str, Domain] = {f.__name__: f for f in (fog, night, sketch)}
 
 
-def changed(image: np.ndarray, domain: str, seed: Sequence[int]) -> np.ndarray:
+def to_domain(image: np.ndarray, domain: str, seed: Sequence[int]) -> np.ndarray:
     """The image [H, W, 3] uint8 RGB in another domain, of the same shape and type.
 
     Args:

@@ -95,7 +95,9 @@ class FewShotImages:
         uniform = rng.uniform(-HALF_WIDTH, HALF_WIDTH, (count - count // 2, self.latent))
         return rng.permutation(np.concatenate([normal, uniform])).astype(np.float32)
 
-    def balanced(self, classes: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    def balanced_choice(
+        self, classes: np.ndarray, count: int, rng: np.random.Generator
+    ) -> np.ndarray:
         """[count] of the values in `classes`, whose frequencies differ by at most one."""
         return np.resize(rng.permutation(np.unique(classes)), count)
 
@@ -147,7 +149,7 @@ class FewShotImages:
         """[count, px, px, 3] uint8 images of a VAE that is trained on `pixels`."""
         values, condition = np.unique(classes, return_inverse=True)
         vae, device = self._train(pixels, condition, len(values), rng, seed, progress)
-        chosen = self.balanced(condition, count, rng)
+        chosen = self.balanced_choice(condition, count, rng)
         z = self.latent_vectors(count, rng)
         images = np.empty((count, self.px, self.px, 3), np.uint8)
         with torch.no_grad():

@@ -172,7 +172,7 @@ class CrossArchitecture(Objective):
         unit = self.mean_square(self.teacher_tokens(ctx), "tokens").sqrt()
         return self.linear(map_BCHW.flatten(2).transpose(1, 2)) * unit
 
-    def swapped(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def swap_entries(self, student: Tensor, teacher: Tensor) -> Tensor:
         """g(student): entries replaced by the teacher's at random; unchanged in evaluation."""
         if not self.training:
             return student
@@ -190,7 +190,9 @@ class CrossArchitecture(Objective):
         student_map, (q, k, v) = self.student_map(ctx), self.teacher_qkv(ctx)
         q_s, k_s, v_s = self.student_qkv(student_map, (q, k, v))
         a = attention_output(q, k, v)
-        a_s = attention_output(self.swapped(q_s, q), self.swapped(k_s, k), self.swapped(v_s, v))
+        a_s = attention_output(
+            self.swap_entries(q_s, q), self.swap_entries(k_s, k), self.swap_entries(v_s, v)
+        )
         r, r_s = value_relations(v), value_relations(v_s)
         h, h_s = self.teacher_tokens(ctx), self.student_tokens(ctx, student_map)
         v_square, h_square = self.mean_square(v, "values"), self.mean_square(h, "tokens")

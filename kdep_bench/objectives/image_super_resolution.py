@@ -96,7 +96,7 @@ class ImageSuperResolution(Objective):
             first = self._first_convolution[0](torch.zeros(1, 3, self.input_px, self.input_px))
         self.enlarge = SuperResolution(first.shape[1], first.shape[2], self.teacher_px)
 
-    def enlarged(self, ctx: Context) -> Tensor:
+    def enlarged_images(self, ctx: Context) -> Tensor:
         """SR(F): [B, 3, px, px], the image reconstructed at the teacher's resolution.
 
         The student's first layer runs once more, in float32, because the student's forward pass
@@ -106,7 +106,7 @@ class ImageSuperResolution(Objective):
         return self.enlarge(self._first_convolution[0](ctx.images))
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
-        return {"image": (self.enlarged(ctx) - teacher_images(ctx)).abs().mean((1, 2, 3))}
+        return {"image": (self.enlarged_images(ctx) - teacher_images(ctx)).abs().mean((1, 2, 3))}
 
 
 class FeatureSuperResolution(ImageSuperResolution):
@@ -138,7 +138,7 @@ class FeatureSuperResolution(ImageSuperResolution):
         self._shift = ((mean - teacher.mean) / teacher.std).flatten().tolist()
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
-        image, target = self.enlarged(ctx), teacher_images(ctx)
+        image, target = self.enlarged_images(ctx), teacher_images(ctx)
         distance = (self.first_layer(image) - self.first_layer(target)).abs()
         return {
             "image": (image - target).abs().mean((1, 2, 3)),

@@ -59,13 +59,13 @@ def permute_others(z_BC: Tensor, rows_B: Tensor, seed: int = 0) -> Tensor:
     classes = torch.arange(z_BC.shape[1], device=z_BC.device)
     is_top_BC = classes == z_BC.argmax(1, keepdim=True)
     # Multiples of a large prime, so that different seeds hash different numbers for the same row.
-    keys_BC = mixed(mixed(rows_B + 1_000_003 * seed)[:, None] + classes)
+    keys_BC = hash_numbers(hash_numbers(rows_B + 1_000_003 * seed)[:, None] + classes)
     order_BC = classes.expand_as(z_BC).masked_fill(is_top_BC, -1).argsort(1)
     random_BC = keys_BC.masked_fill(is_top_BC, -1).argsort(1)
     return torch.zeros_like(z_BC).scatter(1, order_BC, z_BC.gather(1, random_BC))
 
 
-def mixed(x: Tensor) -> Tensor:
+def hash_numbers(x: Tensor) -> Tensor:
     """A hash of int64 numbers, uniform in [0, 2^31). It gives the same numbers on every device."""
     for _ in range(2):
         x = ((x ^ (x >> 16)) * 0x45D9F3B) % 2**31

@@ -7,7 +7,7 @@ from collections import defaultdict
 import numpy as np
 
 from kdep_bench.bounds import Count, Counts, Domains, Positive, Positives
-from kdep_bench.data.domains import DOMAINS, changed
+from kdep_bench.data.domains import DOMAINS, to_domain
 from kdep_bench.errors import KdepError
 from kdep_bench.probes.base import Features, Inputs, Measured, Probe, Value, top1
 from kdep_bench.probes.knn import votes
@@ -92,7 +92,7 @@ class OtherDomain(Probe):
         start = 0
         for batch in data.images("test"):
             for domain in self.domains:
-                copies = [changed(x, domain, [start + i]) for i, x in enumerate(batch)]
+                copies = [to_domain(x, domain, [start + i]) for i, x in enumerate(batch)]
                 parts[domain].append(data.extract(np.stack(copies))[1])
             start += len(batch)
             data.progress(start, len(test), "images of other domains")

@@ -89,7 +89,7 @@ class EfficientNetLite(Teacher):
         tap: the map whose average is the feature: "last", or "s4", "s8", "s16" or "s32", the output
             of the last block of that stride.
         bits: the weights of convolutions and of the classifier are rounded to this many bits (see
-            `rounded`); None: float32.
+            `round_to_bits`); None: float32.
         has_logits: whether it has the classifier; must be False for another tap than "last".
 
     Raises:
@@ -192,14 +192,14 @@ def make_network(variant: int, weights: str | Path | None) -> nn.Module:
 
 
 def round_weights(net: nn.Module, bits: int) -> None:
-    """Rounds the weights of all convolutions and linear layers with `rounded`."""
+    """Rounds the weights of all convolutions and linear layers with `round_to_bits`."""
     with torch.no_grad():
         for module in net.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
-                module.weight.copy_(rounded(module.weight, bits))
+                module.weight.copy_(round_to_bits(module.weight, bits))
 
 
-def rounded(weight: Tensor, bits: int) -> Tensor:
+def round_to_bits(weight: Tensor, bits: int) -> Tensor:
     """The weight [outputs, ...] rounded to integers of `bits` bits times a scale per output.
 
     The integers are in -(2^(bits - 1) - 1) .. 2^(bits - 1) - 1. The scale is the largest absolute

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from kdep_bench.data.domains import changed, seed_from_name
+from kdep_bench.data.domains import seed_from_name, to_domain
 from kdep_bench.transfer import mm_config
 from kdep_bench.transfer.detection import MIN_SIZE, Detection
 
@@ -67,5 +67,5 @@ class DomainDetection(Detection):
         image = super().shown_image(path)
         if not self._is_target:
             return image
-        pixels = changed(np.asarray(image), self.recipe["domain"], seed_from_name(path.name))
+        pixels = to_domain(np.asarray(image), self.recipe["domain"], seed_from_name(path.name))
         return Image.fromarray(pixels)

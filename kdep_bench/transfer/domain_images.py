@@ -8,7 +8,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 
-from kdep_bench.data.domains import changed, seed_from_name
+from kdep_bench.data.domains import seed_from_name, to_domain
 
 
 @TRANSFORMS.register_module(name="KdepChangeDomain")
@@ -26,6 +26,6 @@ class ChangeDomain(BaseTransform):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         rgb = results["img"][..., ::-1]  # the toolkits load BGR
-        new = changed(rgb, self.domain, seed_from_name(str(results["img_path"])))
+        new = to_domain(rgb, self.domain, seed_from_name(str(results["img_path"])))
         results["img"] = np.ascontiguousarray(new[..., ::-1])
         return results

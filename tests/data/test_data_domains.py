@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdep_bench.bounds import Domain
-from kdep_bench.data.domains import DOMAINS, changed, fog, seed_from_name
+from kdep_bench.data.domains import DOMAINS, fog, seed_from_name, to_domain
 from kdep_bench.errors import KdepError
 from kdep_bench.signatures import check_value
 from kdep_bench.transfer.recipes import _TYPES
@@ -38,11 +38,11 @@ def test_fog_is_a_mixture_of_image_and_light_that_grows_with_the_depth():
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_an_image_of_a_domain_depends_only_on_the_image_and_the_seed(domain):
     """Otherwise two methods would be scored on different images."""
-    first, again = (changed(image(), domain, [7]) for _ in range(2))
+    first, again = (to_domain(image(), domain, [7]) for _ in range(2))
     assert first.dtype == np.uint8
     assert first.shape == image().shape
     np.testing.assert_array_equal(first, again)
-    assert np.any(first != changed(image(), domain, [8]))
+    assert np.any(first != to_domain(image(), domain, [8]))
     assert np.abs(first.astype(int) - image()).mean() > 20  # a different domain
     assert (
         seed_from_name("test/000001.jpg")
@@ -52,14 +52,14 @@ def test_an_image_of_a_domain_depends_only_on_the_image_and_the_seed(domain):
 
 
 def test_a_sketch_is_grey_and_draws_an_even_surface_white():
-    drawn = changed(image(), "sketch", [0])
+    drawn = to_domain(image(), "sketch", [0])
     assert np.ptp(drawn, axis=2).max() == 0
-    assert changed(np.full((16, 16, 3), 60, np.uint8), "sketch", [0]).min() == 255
+    assert to_domain(np.full((16, 16, 3), 60, np.uint8), "sketch", [0]).min() == 255
 
 
 def test_an_unknown_domain_is_refused_and_recipes_know_every_domain():
     with pytest.raises(KdepError, match="did you mean fog"):
-        changed(image(), "fogg", [0])
+        to_domain(image(), "fogg", [0])
     assert set(get_args(Domain)) == set(DOMAINS)
     for domain in DOMAINS:
         check_value(_TYPES["domain"], domain, "a recipe", "domain")

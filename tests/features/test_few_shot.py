@@ -73,11 +73,11 @@ def test_the_weights_have_the_beta_distribution():
 
 def test_generated_images_have_the_classes_of_the_teacher_equally_often():
     classes = np.array([5, 5, 5, 9, 700])
-    chosen = maker().balanced(classes, 100, np.random.default_rng(0))
+    chosen = maker().balanced_choice(classes, 100, np.random.default_rng(0))
     assert sorted(np.unique(chosen).tolist()) == [5, 9, 700]
     assert np.ptp(np.unique(chosen, return_counts=True)[1]) <= 1
     # 20 images for 50 classes: no class has two.
-    assert len(set(maker().balanced(np.arange(50), 20, np.random.default_rng(0)))) == 20
+    assert len(set(maker().balanced_choice(np.arange(50), 20, np.random.default_rng(0)))) == 20
 
 
 def test_half_of_the_latent_vectors_are_normal_and_half_uniform_in_random_order():

@@ -140,13 +140,13 @@ def test_with_swap_1_all_entries_are_the_teacher_s_in_training_and_none_in_evalu
 def test_the_swap_replaces_single_entries_at_random_in_training_only():
     objective = build(swap=0.3)
     student, teacher = torch.zeros(40, 50, 5), torch.ones(40, 50, 5)
-    swapped = objective.swapped(student, teacher)  # 1 where the entry is the teacher's
+    swapped = objective.swap_entries(student, teacher)  # 1 where the entry is the teacher's
     assert float(swapped.mean()) == pytest.approx(0.3, abs=0.02)
     # In most tokens, some of the five entries are replaced and others are not (all five are equal
     # in 0.7^5 + 0.3^5 = 17 % of the tokens).
     token_means = swapped.mean(2)
     assert float(((token_means > 0) & (token_means < 1)).float().mean()) > 0.75
-    assert not bool(objective.eval().swapped(student, teacher).any())
+    assert not bool(objective.eval().swap_entries(student, teacher).any())
 
 
 def test_there_is_one_linear_layer_per_region_and_not_per_token():

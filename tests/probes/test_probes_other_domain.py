@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdep_bench.data.domains import changed
+from kdep_bench.data.domains import to_domain
 from kdep_bench.errors import KdepError
 from kdep_bench.probes.base import Features, Inputs
 from kdep_bench.probes.other_domain import OtherDomain
@@ -80,7 +80,7 @@ def test_each_image_has_its_own_weather_whatever_the_size_of_a_batch():
     recording_data = Inputs(data.splits, images=data.images, extract=extract)
     OtherDomain(domains=["fog"], c_grid=[1.0], k=[1]).measure(recording_data)
     pixels, _ = flat_images(8, 2)
-    expected = np.stack([changed(x, "fog", [i]) for i, x in enumerate(pixels)])
+    expected = np.stack([to_domain(x, "fog", [i]) for i, x in enumerate(pixels)])
     np.testing.assert_array_equal(np.concatenate(seen), expected)
 
 

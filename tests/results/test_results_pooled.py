@@ -312,7 +312,7 @@ def test_several_claims_are_corrected_for_multiple_comparisons():
 def test_a_verdict_on_one_pre_trained_network_is_marked():
     records = four_tasks(dict.fromkeys(FOUR, 0.1))
     (verdict,) = headlines(judge(board_of(records), [CLAIM]))
-    assert verdict.shown == "supported (for one pre-trained network)"
+    assert verdict.label == "supported (for one pre-trained network)"
     several = [
         make(
             r.model_dump(mode="json")
@@ -321,7 +321,7 @@ def test_a_verdict_on_one_pre_trained_network_is_marked():
         for i, r in enumerate(records)
     ]
     (three,) = headlines(judge(board_of(several), [CLAIM]))
-    assert three.shown == "supported"
+    assert three.label == "supported"
 
 
 def test_bold_scores_and_ranks_are_those_of_the_model():

@@ -183,10 +183,10 @@ def test_inconsistent_probe_records_are_refused():
 
 
 def test_a_value_is_shown_with_its_unit():
-    assert ProbeColumn("a", "", True).shown(0.1234) == "12.3"
-    assert ProbeColumn("a", "", False).shown(0.1234) == "0.123"
-    assert ProbeColumn("a", "", False).shown(73.456) == "73.46"
-    assert ProbeColumn("a", "", False).shown(None) == "—"
+    assert ProbeColumn("a", "", True).text_of(0.1234) == "12.3"
+    assert ProbeColumn("a", "", False).text_of(0.1234) == "0.123"
+    assert ProbeColumn("a", "", False).text_of(73.456) == "73.46"
+    assert ProbeColumn("a", "", False).text_of(None) == "—"
 
 
 def test_every_heading_of_the_probes_in_the_configs_is_explained():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdep_bench.errors import KdepError
-from kdep_bench.teachers.efficientnet_lite import EfficientNetLite, rounded
+from kdep_bench.teachers.efficientnet_lite import EfficientNetLite, round_to_bits
 from tests.teachers.conftest import output_of, random_images
 
 
@@ -31,8 +31,8 @@ def test_weights_are_rounded_to_the_nearest_of_the_values_of_k_bits():
     # 3 bits: integers -3..3; the scales of the rows are 0.7 / 3 and 3.5 / 3.
     expected = torch.tensor([[3.0, -2, 0, 0], [0, 0, 0, 0], [-3, 1, 1, 2]])
     expected *= torch.tensor([[0.7 / 3], [0], [3.5 / 3]])
-    torch.testing.assert_close(rounded(weight, 3), expected)
-    assert len(rounded(torch.randn(1, 999), 4).unique()) <= 15
+    torch.testing.assert_close(round_to_bits(weight, 3), expected)
+    assert len(round_to_bits(torch.randn(1, 999), 4).unique()) <= 15
 
 
 def test_fewer_bits_change_the_feature_more_and_the_checksum(lite0):

@@ -19,7 +19,7 @@ import torch
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 
-from kdep_bench.data.domains import changed, seed_from_name
+from kdep_bench.data.domains import seed_from_name, to_domain
 from kdep_bench.transfer.gate import read_tensors
 from kdep_bench.transfer.method import MODEL, TransferContext
 from kdep_bench.transfer.methods.ssda import SSDA, exchange_amplitude
@@ -421,7 +421,7 @@ def test_the_scored_images_are_those_of_the_domain_and_target_images_have_no_box
     }
     path = Path(loaded["source"]["path"])
     clear = np.asarray(Image.open(path).convert("RGB"))
-    foggy = changed(clear, "fog", seed_from_name(path.name))
+    foggy = to_domain(clear, "fog", seed_from_name(path.name))
     for scored_on, pixels in (("target", foggy), ("source", clear)):
         bgr = loaded[scored_on]["test"].transpose(1, 2, 0).astype(int)
         assert np.abs(bgr[..., ::-1] - pixels).mean() < 3  # not 0, as JPEG decoders differ

@@ -31,8 +31,8 @@ class ImagePair:
             or below that of `reference`.
         undefined: number of images for which a row has no score.
         gains, losses: the images with the largest differences, at most MAX_IMAGES of each.
-        more_gains, more_losses: numbers of images that are not in `gains` or `losses`, but have
-            the same difference as the last image there.
+        more_equal_gains, more_equal_losses: numbers of images that are not in `gains` or `losses`,
+            but have the same difference as the last image there.
         trainings: numbers of trainings of the row and of the reference.
     """
 
@@ -46,8 +46,8 @@ class ImagePair:
     undefined: int
     gains: tuple[ImageGap, ...]
     losses: tuple[ImageGap, ...]
-    more_gains: int
-    more_losses: int
+    more_equal_gains: int
+    more_equal_losses: int
     trainings: tuple[int, int]
 
     @property
@@ -70,8 +70,8 @@ def image_pair(
     # Rounded, because the rounding errors of means over trainings are not differences.
     gaps = np.round(means[0] - means[1], 9)
     known = np.flatnonzero(~np.isnan(gaps))
-    gains, more_gains = _largest(known, gaps, means, images)
-    losses, more_losses = _largest(known, -gaps, means, images)
+    gains, more_equal_gains = _largest(known, gaps, means, images)
+    losses, more_equal_losses = _largest(known, -gaps, means, images)
     return ImagePair(
         row,
         reference,
@@ -83,8 +83,8 @@ def image_pair(
         len(images) - len(known),
         gains,
         losses,
-        more_gains,
-        more_losses,
+        more_equal_gains,
+        more_equal_losses,
         (len(first), len(second)),
     )
 

@@ -51,7 +51,7 @@ class Verdict:
     kind: Kind = "difference"
 
     @property
-    def shown(self) -> str:
+    def label(self) -> str:
         """The verdict and its limit as text for tables."""
         return f"{self.verdict} ({self.limit})" if self.limit else self.verdict
 

@@ -167,8 +167,8 @@ def _pair_texts(pair: ImagePair) -> list[str]:
     counts = f"{pair.better} / {pair.equal} / {pair.worse}"
     if pair.undefined:
         counts += f", {pair.undefined} without a score"
-    gains = _gaps_text(pair, pair.gains, pair.more_gains)
-    return [counts, pair.measure, gains, _gaps_text(pair, pair.losses, pair.more_losses)]
+    gains = _gaps_text(pair, pair.gains, pair.more_equal_gains)
+    return [counts, pair.measure, gains, _gaps_text(pair, pair.losses, pair.more_equal_losses)]
 
 
 def pairs_markdown(view: BoardView) -> tuple[list[list[str]], str]:

@@ -324,7 +324,7 @@ def _claim_table(view: BoardView, verdicts: list[Verdict]) -> list[str]:
     rows = []
     for v in verdicts:
         seeds = "—" if v.seeds_to_decide is None else str(v.seeds_to_decide)
-        names = [text.md(v.title), text.md(v.student or "—"), text.md(v.scope), f"**{v.shown}**"]
+        names = [text.md(v.title), text.md(v.student or "—"), text.md(v.scope), f"**{v.label}**"]
         values = [html.escape(x, quote=False) for x in (v.interval, v.threshold, v.cost)]
         rows.append([*names, *values, seeds, text.md(v.reason, 300)])
     return _table(view, CLAIM_HEAD, rows, 4)
@@ -507,7 +507,7 @@ def _probes(view: BoardView) -> list[str]:
         ]
         chance = None
         if any(v is not None for v in table.chance.values()):
-            chance = ["", "*chance*", *(f"*{c.shown(table.chance[c])}*" for c in table.columns)]
+            chance = ["", "*chance*", *(f"*{c.text_of(table.chance[c])}*" for c in table.columns)]
         lines += _table(view, head, rows, 2, chance)
     return [*lines, *_bullets(section.remarks, 200), *([""] if section.remarks else [])]
 

@@ -50,7 +50,7 @@ class ProbeColumn(NamedTuple):
         """The name with its unit and direction."""
         return f"{self.name}{' x100' if self.percent else ''}{ARROW[self.better]}"
 
-    def shown(self, value: float | None) -> str:
+    def text_of(self, value: float | None) -> str:
         """A value of the column; a dash where there is none."""
         return self.shown_as(value, value)
 
@@ -84,7 +84,7 @@ class ProbeRow:
             mean, spread = statistics.fmean(values), ""
             if len(values) > 1:
                 spread = f" ± {column.shown_as(statistics.stdev(values), mean)}"
-            parts.append(f"{column.shown(mean)}{spread} ({len(values)})")
+            parts.append(f"{column.text_of(mean)}{spread} ({len(values)})")
         for seeds, word in ((self.failed, "failed"), (self.missing, "missing")):
             if seeds:
                 parts.append(f"{len(seeds)} {word}" if values or len(seeds) > 1 else word)

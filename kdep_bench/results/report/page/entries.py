@@ -47,9 +47,9 @@ class Entry:
     colour_key: str = ""
 
 
-def number_entry(shown: str, value: float | None, css: str = ONE_LINE) -> Entry:
+def number_entry(label: str, value: float | None, css: str = ONE_LINE) -> Entry:
     """An entry that sorts by `value`."""
-    return Entry(shown, css, sort_value(value))
+    return Entry(label, css, sort_value(value))
 
 
 def sort_value(value: float | None) -> str:
@@ -59,27 +59,27 @@ def sort_value(value: float | None) -> str:
 
 def name_entry(name: str, limit: int = 80) -> Entry:
     """A name, left-aligned; short ones are not wrapped."""
-    shown = text.plain(name, limit)
-    return Entry(shown, _name_css(shown))
+    label = text.plain(name, limit)
+    return Entry(label, _name_css(label))
 
 
-def _name_css(shown: str) -> str:
-    return f"{LEFT} {ONE_LINE}" if len(shown) <= 34 else LEFT
+def _name_css(label: str) -> str:
+    return f"{LEFT} {ONE_LINE}" if len(label) <= 34 else LEFT
 
 
-def chip_entry(word: str, shown: str = "", css: str = ONE_LINE) -> Entry:
+def chip_entry(status: str, label: str = "", css: str = ONE_LINE) -> Entry:
     """A status word as a badge."""
-    return Entry(shown or word, css, kind="chip", note=word)
+    return Entry(label or status, css, kind="chip", note=status)
 
 
 def row_entry(view: BoardView, row: RowKey) -> Entry:
     """The name of a row; its hover text is the source of the method."""
-    shown = text.plain(board_rows.row_name(view, row), 140)
+    label = text.plain(board_rows.row_name(view, row), 140)
     source = text.plain(view.summaries[row].method.source, 200)
     key = view.colour_key(row)
     return Entry(
-        shown,
-        _name_css(shown),
+        label,
+        _name_css(label),
         note=source,
         row=anchor(view, row),
         colour=view.colour_keys[key],

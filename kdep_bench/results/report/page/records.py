@@ -55,7 +55,7 @@ def _probe_table(view: BoardView, table: ProbeTable) -> Table:
     if any(v is not None for v in table.chance.values()):
         chance = [name_entry(""), name_entry("chance")]
         for c in table.columns:
-            chance.append(number_entry(c.shown(table.chance[c]), table.chance[c]))
+            chance.append(number_entry(c.text_of(table.chance[c]), table.chance[c]))
         rows.append((CHANCE, chance))
     head = ["student", "method", *(text.plain(c.heading, 60) for c in table.columns)]
     return page_table(view, f"Probe {text.plain(table.title)}", head, rows, 2)

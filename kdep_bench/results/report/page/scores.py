@@ -107,7 +107,7 @@ def _claim_table(view: BoardView, caption: str, verdicts: list[Verdict]) -> Tabl
             note=text.plain(verdict.statement, 500),
         )
         entries = [
-            chip_entry(verdict.verdict, verdict.shown, LEFT),
+            chip_entry(verdict.verdict, verdict.label, LEFT),
             Entry(verdict.interval, "l n"),
             claim,
             name_entry(verdict.student or "—"),
