@@ -8,9 +8,30 @@ range are reported before anything runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, GetCoreSchemaHandler
+from pydantic_core.core_schema import CoreSchema, no_info_wrap_validator_function
+
+
+class SameType:
+    """Pydantic annotation of a Literal of numbers, which then refuses True and 1.0 in place of 1.
+
+    Pydantic compares with ==, also in strict mode.
+    """
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        choices = get_args(source)
+
+        def check(value: Any, validate: Any) -> Any:
+            is_choice = any(type(value) is type(c) and value == c for c in choices)
+            return validate(value if is_choice else object())  # no choice equals a new object
+
+        return no_info_wrap_validator_function(check, handler(source))
+
+
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -28,4 +49,5 @@ Positives = Annotated[Sequence[Positive], Field(min_length=1)]
 Fractions = Annotated[Sequence[Fraction], Field(min_length=1)]
 Domain = Literal["fog", "night", "sketch"]  # the names of `kdep_bench.data.domains.DOMAINS`
 Domains = Annotated[Sequence[Domain], Field(min_length=1)]
-KernelSizes = Annotated[Sequence[Literal[1, 3, 5, 7]], Field(min_length=1)]  # odd: same map size
+KernelSize = Annotated[Literal[1, 3, 5, 7], SameType()]  # odd: the map keeps its size
+KernelSizes = Annotated[Sequence[KernelSize], Field(min_length=1)]

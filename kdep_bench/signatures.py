@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -31,6 +31,15 @@ _BASES_WITHOUT_ARGUMENTS = {"object", "ABC", "nn.Module", "torch.nn.Module", "Mo
 _REGISTRIES = ("mmpretrain", "mmdet", "mmseg")
 _MAX_CHOICES = 8  # largest number of classes that an error lists
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Literal:
+    """`typing.Literal` in annotations; its choices do not accept equal values of other types."""
+
+    def __class_getitem__(cls, choices: Any) -> Any:
+        return Annotated[Literal[choices], bounds.SameType()]
+
+
 # Names that annotations of plain data may contain.
 _TYPES: Mapping[str, Any] = {
     "int": int,
@@ -44,8 +53,8 @@ _TYPES: Mapping[str, Any] = {
     "list": list,
     "tuple": tuple,
     "dict": dict,
-    "Literal": Literal,
     **{k: v for k, v in vars(bounds).items() if k[0].isupper() and k not in ("Annotated", "Field")},
+    "Literal": _Literal,
 }
 
 

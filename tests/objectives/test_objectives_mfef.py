@@ -209,6 +209,7 @@ def test_the_plan_has_no_teacher():
         (dict(labels_used=False), "labels_used=False"),
         (dict(objective=dict(peers=4)), "peers = 4"),
         (dict(objective=dict(kernels=[2])), r"kernels\[0\] = 2"),
+        (dict(objective=dict(kernels=[3, True])), r"kernels\[1\] = True; expected 1, 3, 5 or 7"),
         (dict(objective=dict(kernels=[])), r"kernels = \[\]"),
         (dict(objective=dict(tau=0.0)), "tau = 0"),
         (dict(objective=dict(student_level="s64")), "which method 'changed' reads"),

@@ -11,7 +11,7 @@ import pytest
 from test_suite_config import SUITE, build
 
 from kdep_bench.errors import KdepError
-from kdep_bench.signatures import class_value, names_something, signature
+from kdep_bench.signatures import check_value, class_value, names_something, signature
 from kdep_bench.suite import config
 from kdep_bench.suite.plan import build_plan
 
@@ -143,6 +143,29 @@ def test_valid_arguments_of_optimisers_are_accepted():
 def test_an_argument_out_of_its_range_is_refused(method, message):
     budget = dict(SUITE["budget"], views=2)
     assert message in refusal(budget=budget, **method)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "others"),
+    [
+        ("Literal[0, 1]", 1, (True, False, 1.0, "1", 2, [1])),
+        ("Literal[1, 2] | None", None, (True, 2.0)),
+        ("Literal[False, 'auto']", False, (0, 0.0, True)),
+        ("Literal['auto', 'none']", "auto", (0, None)),
+        ("Sequence[Literal[1, 3]]", [3, 1], ([True], [1, 3.0])),
+        ("KernelSizes", [1, 7], ([True], [1.0], [2])),
+        ("int", 1, (True, 1.0)),
+        ("float", 1, (True, "1")),
+        ("bool", True, (1, 0, 1.0)),
+        ("str", "1", (1, True)),
+        ("dict[str, float]", {"a": 1}, ({"a": True},)),
+    ],
+)
+def test_an_equal_value_of_another_type_is_refused(annotation, value, others):
+    check_value(annotation, value, "a config", "x")
+    for other in others:
+        with pytest.raises(KdepError, match=r"a config has x.* = .*; expected "):
+            check_value(annotation, other, "a config", "x")
 
 
 @pytest.mark.parametrize(
