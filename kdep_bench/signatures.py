@@ -124,6 +124,22 @@ def signature(path: str) -> Signature | None:
     return Signature(declared.arguments, not path.startswith("kdep_bench."))
 
 
+@cache
+def timm_class(model: str) -> str | None:
+    """The dotted path of the class of a network of timm, from timm's source; None if not known.
+
+    `model`: timm's name, such as "vit_tiny_patch16_224". The function of that name in timm.models
+    states the class that it returns. The source is searched as text, because parsing takes longer.
+    """
+    package, name = _file("timm.models"), model.partition(".")[0]
+    for file in sorted(package.parent.glob("*.py")) if package is not None else ():
+        _, found, rest = file.read_text("utf-8").partition(f"\ndef {name}(")
+        match = re.match(r".*\) -> (\w+):", rest) if found else None
+        if match is not None:
+            return _full_name(f"timm.models.{file.stem}", match[1])
+    return None
+
+
 def argument_names(kind: Any) -> Collection[str]:
     """Names of the arguments of a class; empty if they are not known.
 

@@ -24,9 +24,11 @@ from kdep_bench.signatures import (
     check_type,
     check_value,
     class_value,
+    derives_from,
     optimizer_path,
     resolve_alias,
     signature,
+    timm_class,
     torch_optimizers,
 )
 from kdep_bench.suite.schema import Json, method_needs, weights_argument
@@ -49,8 +51,10 @@ VIT_SIZES: Mapping[str, tuple[int, int]] = {
 }
 _VIT_NAME = re.compile(rf"(?:vit|deit|deit3)_({'|'.join(VIT_SIZES)})_patch\d+_")
 _PATCH = re.compile(r"_patch(\d+)")  # in timm's names of vision transformers: the side in pixels
-# timm's names of vision transformers; others with "vit" (mobilevit_s) have no sequence of
-# tokens, or are not recognised (see `networks.visible.timm_source`).
+# timm's class of vision transformers with a sequence of tokens and absolute position embeddings.
+# Other classes are not supported (see `networks.visible.timm_source`).
+_VIT_CLASS = "timm.models.vision_transformer.VisionTransformer"
+# Names of its networks, for a name that timm's source does not define (an earlier name).
 _TIMM_VIT = re.compile(r"(?:flexivit|vit|deit3?)_|test_vit")
 # Argument of an optimiser -> its range (see `signatures.check_value`). torch reports most wrong
 # values only when training begins.
@@ -385,16 +389,34 @@ def check_transformer(method: Json, label: str, student: Json) -> None:
 
 
 def check_is_transformer(label: str, student: Json, role: str = "student") -> None:
-    """Raises KdepError unless the student is a vision transformer of timm.
+    """Raises KdepError unless the student is of timm's class VisionTransformer.
 
     `role`: "student" or what the student's network is used as, for the error.
     """
     backbone = student["backbone"]
     is_timm = str(backbone.get("type")).endswith(".TimmBackbone")
-    if not (is_timm and _TIMM_VIT.match(str(backbone.get("model")))):
+    check_timm_transformer(label, student["name"], backbone.get("model") if is_timm else None, role)
+
+
+def check_timm_transformer(label: str, name: str, model: Any, role: str) -> None:
+    """Raises KdepError unless `model` names a network of timm's class VisionTransformer.
+
+    Args:
+        label: what an error calls the method.
+        name: name of the config of the network.
+        model: timm's name of the network; None for a network that is not from timm.
+        role: "student" or "teacher".
+    """
+    kind = None if model is None else timm_class(str(model))
+    if kind is not None:
+        is_transformer = kind == _VIT_CLASS or bool(derives_from(kind, _VIT_CLASS))
+    else:
+        is_transformer = bool(_TIMM_VIT.match(str(model)))
+    if not is_transformer:
+        stated = "" if kind is None else f" (its class is {kind.rpartition('.')[2]})"
         raise KdepError(
-            f"{label} reads the tokens of a transformer, but the {role} {student['name']!r} is "
-            "not a vision transformer of timm",
+            f"{label} reads the tokens of a transformer, but the {role} {name!r} is not a vision "
+            f"transformer of timm's class VisionTransformer{stated}",
             fix=f"use such a {role}, for example vit_t, or another method",
         )
 

@@ -48,6 +48,7 @@ from kdep_bench.suite.arguments import (
     check_optimizer,
     check_peers_differ,
     check_single_pass,
+    check_timm_transformer,
     check_transformer,
     check_weights_file,
     required_arguments,
@@ -722,6 +723,9 @@ def check_attention(pair: StudentMethod) -> None:
             fix="choose a vision transformer, for example dinov2_vitb14, or state its number of "
             "blocks in its config",
         )
+    if str(pair.teacher.get("type")).endswith(".timm_models.Timm"):
+        model = pair.teacher.get("model")
+        check_timm_transformer(pair.label, pair.teacher["name"], model, "teacher")
     objective = pair.method.get("objective")
     try:
         last = max(teacher_blocks(objective))

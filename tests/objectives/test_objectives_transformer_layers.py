@@ -16,16 +16,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError
-from kdep_bench.networks.attention import Attention, Block
+from kdep_bench.networks.attention import Attention, Block, find_transformer
 from kdep_bench.networks.backbone import build_backbone
 from kdep_bench.objectives.base import Context
 from kdep_bench.objectives.levels import block_pairs, teacher_blocks
 from kdep_bench.objectives.transformer_layers import TransformerLayers
 from kdep_bench.pretrain.distiller import Distiller
+from kdep_bench.suite.arguments import check_is_transformer
+from kdep_bench.suite.config import resolve
 from kdep_bench.teachers.base import TeacherOutput
 from kdep_bench.transfer.export import strip
 from tests.objectives.test_objectives_dmae import STUDENT, VIT, WIDTH, images
@@ -303,6 +306,11 @@ SMALL: dict[str, Any] = dict(  # a student with 6 blocks
     [
         ({}, dict(teacher="efficientnet_lite0"), "does not state that it is a vision transformer"),
         ({}, dict(students=["resnet18_w32"]), "'resnet18_w32' is not a vision transformer"),
+        (
+            {},
+            dict(teacher=dict(DINO, model="vit_relpos_base_patch16_224")),
+            r"the teacher 'dinov2_vitb14' is not .* \(its class is VisionTransformerRelPos\)",
+        ),
         (dict(student_depth=6), {}, r"reads 6 blocks of the student, but 'vit_t' has 12"),
         ({}, dict(students=[SMALL]), r"reads 12 blocks of the student, but 'vit_t_6' has 6"),
         (dict(student_depth=5), {}, "12 blocks cannot be divided over the 5 blocks"),
@@ -317,6 +325,26 @@ def test_the_plan_refuses_pairs_of_student_and_teacher_that_do_not_match(
     changes: dict[str, Any] = {"students": ["vit_t"], "teacher": DINO, **suite}
     with pytest.raises(KdepError, match=message):
         plan(dict(base="tinybert", name="changed", students=None, objective=objective), **changes)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vit_tiny_patch16_224.augreg_in21k", "deit_tiny_distilled_patch16_224", "flexivit_small"),
+        *("vit_relpos_small_patch16_224", "vit_small_patch16_rope_224", "vit_small_patch16_dinov3"),
+        *("convit_tiny", "resnet18"),
+    ],
+)
+def test_the_plan_accepts_a_network_of_timm_if_its_blocks_can_be_recorded(name: str):
+    with torch.device("meta"):
+        recordable = find_transformer(timm.create_model(name.partition(".")[0])) is not None
+    assert recordable == name.startswith(("vit_tiny", "deit", "flexivit"))
+    student = dict(base="vit_t", backbone=dict(model=name))
+    if recordable:
+        check_is_transformer("a method", resolve("student", student))
+        return
+    with pytest.raises(KdepError, match=r"vit_t' is not a vision transformer of .* \(its class is"):
+        check_is_transformer("a method", resolve("student", student))
 
 
 def test_a_sum_with_a_part_that_runs_the_student_again_is_refused_by_the_plan():

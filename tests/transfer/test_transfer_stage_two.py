@@ -301,6 +301,11 @@ def test_the_configs_are_planned():
         (with_teacher(backbone=dict(model="resnet18d")), VIT, "the teacher 'vit_s' is not a vis"),
         (with_teacher(backbone=dict(model="convit_base")), VIT, "the teacher 'vit_s' is not a vis"),
         (
+            with_teacher(backbone=dict(model="vit_small_patch16_dinov3")),
+            VIT,
+            "VisionTransformer (its class is Eva)",
+        ),
+        (
             with_teacher(backbone=dict(model="vit_small_patch32_224")),
             VIT,
             "the student have 16 pixels and those of the teacher 32",
