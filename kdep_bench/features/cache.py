@@ -100,7 +100,14 @@ def run(
     print(f"cache of teacher {teacher.name}: {cost}", flush=True)
     progress(0, len(order), cost)
     manifest = _manifest(spec, teacher, checksum, views, len(order), shapes)
-    reused = link_shards(out, spec, inputs, manifest, index)
+    reused = link_shards(
+        out,
+        spec,
+        inputs,
+        manifest,
+        index,
+        lambda folder: _is_current(folder, teacher, views, order),
+    )
     if reused is not None:
         print(f"the arrays are linked from {reused}, which contains them", flush=True)
     forwards, seconds = _fill(spec, order, teacher, views, shapes, out, progress)
@@ -132,11 +139,30 @@ def _identity(
 ) -> dict[str, Any]:
     """Values that must be unchanged for the shards of an interrupted run to be reused."""
     identity = {"teacher": checksum, "px": teacher.input_px, "rows": views.rows}
+    identity |= normalisation(teacher)
     if not all_rows:
         identity["part"] = [spec["share"], spec["share_seed"], spec.get("share_by")]
     if spec.get("outputs"):
         identity["outputs"] = list(spec["outputs"])
     return identity
+
+
+def _is_current(folder: Path, teacher: Teacher, views: Views, order: np.ndarray) -> bool:
+    """Whether the teacher still computes what a finished cache contains; see `verify_images`.
+
+    Args:
+        folder: folder of the finished cache.
+        teacher: the teacher, on its device.
+        views: the views of the cache.
+        order: row numbers that the cache stores.
+    """
+    rows = order[sample_rows(len(order))]
+    try:
+        verify_images(open_cache(folder), teacher, rows, render_rows(views, rows, teacher.input_px))
+    except KdepError as e:
+        print(f"the arrays of {folder.name} are not used: {e.problem}", flush=True)
+        return False
+    return True
 
 
 def _extra_shapes(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ def link_shards(
     inputs: Mapping[str, Path],
     manifest: Mapping[str, Any],
     index: np.ndarray | None,
+    is_current: Callable[[Path], bool],
 ) -> str | None:
     """Links the shards of a finished cache into the folder of a new cache.
 
@@ -39,13 +40,16 @@ def link_shards(
         spec, inputs: spec and inputs of the new cache's stage.
         manifest: manifest of the new cache.
         index: sorted row numbers that the new cache stores; None for all rows.
+        is_current: whether the teacher still computes what the cache in a folder contains. A newer
+            version of its class may compute something else from the same weights.
 
     Returns:
         the name of the folder of the cache that computed the arrays: the finished cache, or the
         cache from which it was linked itself. None if no finished cache contains all arrays.
     """
     for folder, origin in _finished_caches(inputs["views"].parent, out, spec, inputs):
-        if _contains(folder, manifest, index) and _link(folder, out, manifest):
+        is_usable = _contains(folder, manifest, index) and is_current(folder)
+        if is_usable and _link(folder, out, manifest):
             return origin
     return None
 

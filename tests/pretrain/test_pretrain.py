@@ -230,6 +230,24 @@ def test_files_of_an_interrupted_run_are_kept_for_the_same_teacher_only(tmp_path
     assert not (tmp_path / "features-00000.npy").exists()
 
 
+def test_files_of_an_interrupted_run_with_another_normalisation_are_deleted(
+    stages: dict[str, Path], tmp_path: Path
+):
+    opened_views, teacher = open_views(stages["views"], stages["prepare"]), build_teacher(TEACHER)
+
+    def start() -> None:
+        identity = cache._identity({}, teacher, teacher.checksum(), opened_views, all_rows=True)
+        cache.delete_foreign_shards(tmp_path, identity)
+
+    start()
+    (tmp_path / "features-00000.npy").write_bytes(b"x")
+    start()
+    assert (tmp_path / "features-00000.npy").exists()
+    teacher.mean += 20
+    start()
+    assert not (tmp_path / "features-00000.npy").exists()
+
+
 def test_a_teacher_stays_in_eval_mode_and_gives_no_gradient():
     teacher = build_teacher(TEACHER)
     checksum = teacher.checksum()
