@@ -11,7 +11,7 @@ from PIL import Image
 
 from kdep_bench.data.domains import seed_from_name, to_domain
 from kdep_bench.transfer import mm_config
-from kdep_bench.transfer.detection import MIN_SIZE, Detection
+from kdep_bench.transfer.detection import Detection
 
 SEED_OFFSET = 1  # the target images are read in another order than the source images
 
@@ -47,16 +47,10 @@ class DomainDetection(Detection):
         if self._is_target:
             cfg.test_dataloader.dataset.pipeline.insert(1, change)
         root = Path(data_root) / self.recipe["folder"]
-        target = self._dataset(root, "train", self._classes(root), train=True)
-        load, _annotations, *rest = target["pipeline"]
-        # No boxes, also not to choose the images: those without an object are read as well.
-        target.update(
-            pipeline=[load, change, *rest],
-            filter_cfg=dict(filter_empty_gt=False, min_size=MIN_SIZE),
-        )
-        unlabelled = mm_config.loader(target, self.recipe["batch"], train=True, infinite=True)
-        unlabelled["sampler"]["seed"] = int(seed) + SEED_OFFSET
-        cfg.unlabelled_dataloader = unlabelled
+        target = without_boxes(self._dataset(root, "train", self._classes(root), train=True))
+        target["pipeline"].insert(1, change)
+        loader = mm_config.loader(target, self.recipe["batch"], train=True, infinite=True)
+        cfg.unlabelled_dataloader = in_another_order(loader, seed)
         return cfg
 
     @property
@@ -69,3 +63,27 @@ class DomainDetection(Detection):
             return image
         pixels = to_domain(np.asarray(image), self.recipe["domain"], seed_from_name(path.name))
         return Image.fromarray(pixels)
+
+
+def without_boxes(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a training data set of mmdet, without its boxes.
+
+    They are also not used to choose the images: those without an object are read as well.
+
+    Args:
+        dataset: the config; the second transform of its pipeline loads the boxes.
+    """
+    load, _annotations, *rest = dataset["pipeline"]
+    chosen = {**dataset["filter_cfg"], "filter_empty_gt": False}
+    return {**dataset, "pipeline": [load, *rest], "filter_cfg": chosen}
+
+
+def in_another_order(loader: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The config of a loader of target images, in another order than the source images.
+
+    Args:
+        loader: the config of the loader.
+        seed: the seed of the training, which gives the order of the source images.
+    """
+    sampler = {**loader["sampler"], "seed": int(seed) + SEED_OFFSET}
+    return {**loader, "sampler": sampler}

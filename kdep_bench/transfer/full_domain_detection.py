@@ -10,7 +10,7 @@ from kdep_bench.data.official import foggy_cityscapes as foggy
 from kdep_bench.files import read_json
 from kdep_bench.transfer import full_scale
 from kdep_bench.transfer.counts import SplitCount, trained_images
-from kdep_bench.transfer.domain_detection import SEED_OFFSET
+from kdep_bench.transfer.domain_detection import in_another_order, without_boxes
 from kdep_bench.transfer.full_detection import MIN_SIZE, OfficialDetection
 
 CLASSES = tuple(foggy.CLASSES.values())
@@ -43,13 +43,9 @@ class FoggyCityscapes(OfficialDetection):
     ) -> Any:
         cfg = super().build_cfg(data_root, student, checkpoint, seed, work_dir)
         root = Path(data_root) / self.recipe["set"]
-        load, _annotations, *rest = self._pipeline(train=True)
-        # No boxes, also not to choose the images: those without an object are read as well.
-        target = self._domain(root, "foggy", train=True, pipeline=[load, *rest])
-        target["filter_cfg"] = dict(filter_empty_gt=False, min_size=MIN_SIZE)
+        target = without_boxes(self._domain(root, "foggy", train=True))
         loader = full_scale.loader(self.recipe, target, train=True, infinite=True)
-        loader["sampler"]["seed"] = int(seed) + SEED_OFFSET
-        cfg.unlabelled_dataloader = loader
+        cfg.unlabelled_dataloader = in_another_order(loader, seed)
         return cfg
 
     def check_data(self, data_root: Path) -> list[SplitCount]:
@@ -74,11 +70,9 @@ class FoggyCityscapes(OfficialDetection):
 
     def _datasets(self, root: Path, *, train: bool) -> dict[str, Any]:
         domain = "clear" if train else self._scored
-        return self._domain(root, domain, train=train, pipeline=self._pipeline(train=train))
+        return self._domain(root, domain, train=train)
 
-    def _domain(
-        self, root: Path, domain: str, *, train: bool, pipeline: list[dict[str, Any]]
-    ) -> dict[str, Any]:
+    def _domain(self, root: Path, domain: str, *, train: bool) -> dict[str, Any]:
         """The config of mmdet's data set for a domain of the training or test split."""
         split = "train" if train else "val"
         folder, _ = foggy.DOMAINS[domain]
@@ -90,7 +84,7 @@ class FoggyCityscapes(OfficialDetection):
             metainfo=dict(classes=CLASSES),
             filter_cfg=dict(filter_empty_gt=True, min_size=MIN_SIZE) if train else None,
             test_mode=not train,
-            pipeline=pipeline,
+            pipeline=self._pipeline(train=train),
         )
 
     def _evaluator(self, root: Path) -> dict[str, Any]:
