@@ -66,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(args)
     except KdepError as e:
-        print(f"kdep-bench work-dir: {e}", file=sys.stderr)
+        command = "clean" if args.gc else "work-dir"  # `clean` is `work-dir --gc`
+        print(f"kdep-bench {command}: {e}", file=sys.stderr)
         return 2
 
 

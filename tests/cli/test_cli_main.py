@@ -62,6 +62,19 @@ def test_the_error_for_an_unknown_argument_says_what_to_write(
     assert message in capsys.readouterr().err
 
 
+def test_errors_begin_with_the_command_that_was_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    no_folder = ["--work-dir", str(tmp_path / "none")]
+    for command in ("work-dir", "clean", "status", "logs"):
+        names = ["x"] if command == "logs" else []
+        assert main.main([command, *names, *no_folder]) == 2
+        assert capsys.readouterr().err.startswith(f"kdep-bench {command}: the work dir ")
+    with pytest.raises(SystemExit):
+        main.main(["work-dir", "--delete"])
+    assert "--delete works only with --gc. Fix: add --gc" in capsys.readouterr().err
+
+
 def user_configs(folder: Path, name: str) -> Path:
     """A folder of configs with one method, copied from the project's kdep."""
     (folder / "methods").mkdir(parents=True)

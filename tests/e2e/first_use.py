@@ -99,12 +99,26 @@ def steps(first_use: FirstUse, pocket: bool) -> Iterator[tuple[str, Callable[[],
         yield "pocket", first_use.pocket, 60.0
 
 
+def empty_folder(text: str) -> Path:
+    """The folder that `--folder` names.
+
+    Raises:
+        argparse.ArgumentTypeError: it is a file, or has files.
+    """
+    folder = Path(text)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise argparse.ArgumentTypeError(
+            f"{text} is not an empty folder. Fix: name a folder that does not exist or is empty"
+        )
+    return folder
+
+
 def main() -> int:
     """Runs all steps and prints their times; returns 1 if a step took longer than its limit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("wheel", type=Path, help="a wheel that `pip wheel --no-deps .` built")
     parser.add_argument("--python", default="python3.11", help="the interpreter, 3.11 or 3.12")
-    parser.add_argument("--folder", type=Path, help="an empty folder that is kept")
+    parser.add_argument("--folder", type=empty_folder, help="an empty folder that is kept")
     parser.add_argument("--pocket", action="store_true", help="also run `pocket`, 45 minutes")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
