@@ -32,7 +32,6 @@ class SameType:
         return no_info_wrap_validator_function(check, handler(source))
 
 
-
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 AtLeastOne = Annotated[float, Field(ge=1)]

@@ -16,7 +16,6 @@ import stat
 import struct
 import warnings
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +57,6 @@ MAX_BYTES = 1 << 30  # size of the largest image file
 ORIENTATION = 0x0112  # number of the EXIF tag
 # Grey levels (0..255); below it a 64 x 64 thumbnail counts as having no contrast.
 NO_CONTRAST_SD = 2.0
-MAX_LISTED_FAULTS = 10  # maximum number of faults that one error lists
 _PLAIN_FORMATS = ("JPEG", "MPO", "PNG", "BMP")
 _PLAIN_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
 _MODES_WITH_ALPHA = ("LA", "RGBA", "PA")  # Pillow's modes with an alpha channel
@@ -124,30 +122,6 @@ class Inspection:
     info: dict[Path, ImageInfo] = field(default_factory=dict)
     faults: list[KdepError] = field(default_factory=list)
     decoded: int = 0
-
-    def raise_faults(self) -> None:
-        """Raises a KdepError that lists the faults, if there are any."""
-        raise_all(self.faults, "images")
-
-    def kinds(self) -> dict[str, int]:
-        """Number of converted images by reason, for the data card."""
-        return dict(sorted(Counter(k for f in self.info.values() for k in f.kinds).items()))
-
-
-def raise_all(faults: Sequence[KdepError], subject: str) -> None:
-    """Raises one KdepError that lists the first MAX_LISTED_FAULTS `faults`; a single one as it is.
-
-    Args:
-        faults: if empty, nothing is raised.
-        subject: plural noun for what has the faults ("images").
-    """
-    if len(faults) == 1:
-        raise faults[0]
-    if faults:
-        lines = [f"\n  - {fault}" for fault in faults[:MAX_LISTED_FAULTS]]
-        if len(faults) > MAX_LISTED_FAULTS:
-            lines.append(f"\n  - and {len(faults) - MAX_LISTED_FAULTS} more")
-        raise KdepError(f"{len(faults)} {subject} cannot be used:" + "".join(lines))
 
 
 class Memory(Protocol):

@@ -100,14 +100,13 @@ def test_a_plain_image_is_read_with_the_pixels_of_opencv(tmp_path: Path) -> None
         ("a.ppm", "", "PPM file"),
     ],
 )
-def test_images_in_other_formats_are_converted_to_png_and_counted(
+def test_images_in_other_formats_are_converted_to_png(
     tmp_path: Path, name: str, mode: str, kind: str
 ) -> None:
     options: dict[str, Any] = {"lossless": True} if name == "a.webp" else {}
     file = save(tmp_path / name, SMOOTH, mode, **options)
     link, info = place_image(tmp_path, file)
     assert kind in info.kinds
-    assert images.inspect([file]).kinds()[kind] == 1
     assert link.name == f"{name}.png"
     assert not link.is_symlink()
     seen = read_by_all(link)
@@ -203,8 +202,8 @@ def test_pixels_without_a_stated_range_are_refused(tmp_path: Path) -> None:
     for mode in ("I", "F"):
         file = tmp_path / f"{mode}.tif"
         Image.fromarray(PIXELS[..., 0]).convert(mode).save(file)
-        with pytest.raises(KdepError, match="32 bit without a stated range"):
-            images.inspect([file]).raise_faults()
+        (fault,) = images.inspect([file]).faults
+        assert "32 bit without a stated range" in str(fault)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -323,9 +322,6 @@ def test_one_inspection_finds_every_kind_of_fault(tmp_path: Path, suffix: str) -
     for (breaker, file), fault in zip(broken_files.items(), inspected.faults, strict=True):
         assert str(file) in str(fault), breaker
         assert re.search(FAULTS[breaker], str(fault)), (breaker, fault)
-    with pytest.raises(KdepError, match="11 images cannot be used") as error:
-        inspected.raise_faults()
-    assert "and 1 more" in str(error.value)  # ten are listed
 
 
 @pytest.mark.parametrize("kept_fraction", [0.2, 0.5, 0.9, 0.999])

@@ -14,8 +14,8 @@ from test_results_tables import KDEP_BEATS_SCRATCH, SCORES, board_of
 
 from kdep_bench.errors import KdepError
 from kdep_bench.results import text
-from kdep_bench.results.axes import Axis
 from kdep_bench.results.board import efficiency
+from kdep_bench.results.budget_axis import Axis
 from kdep_bench.results.claims.judge import judge, make_claim
 from kdep_bench.results.claims.verdict import headlines, load_config, load_folder
 from kdep_bench.results.records.record import make

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdep_bench.flops import FORWARD_AND_BACKWARD
-from kdep_bench.results.axes import Axis
 from kdep_bench.results.board.board import Board, Column, RowKey
 from kdep_bench.results.board.compare import columns_of, complete_rows, task_weights
 from kdep_bench.results.board.row_summary import summarize_row
+from kdep_bench.results.budget_axis import Axis
 from kdep_bench.results.statistics import intervals as st
 
 AXES: dict[Axis, str] = {

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kdep_bench.errors import KdepError, expected_text, fault_text, unknown_name
-from kdep_bench.results.axes import Axis
+from kdep_bench.results.budget_axis import Axis
 from kdep_bench.results.teacher_measures import PROBED
 
 # Largest relative difference of trained and configured epochs: only complete batches are used.

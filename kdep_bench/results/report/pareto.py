@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from kdep_bench.results import text
-from kdep_bench.results.axes import Axis
 from kdep_bench.results.board import compare, efficiency
 from kdep_bench.results.board.board import Column, RowKey
+from kdep_bench.results.budget_axis import Axis
 from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.chart_axes import (
     BOTTOM,
