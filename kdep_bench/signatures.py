@@ -133,8 +133,8 @@ def timm_class(model: str) -> str | None:
     """
     package, name = _file("timm.models"), model.partition(".")[0]
     for file in sorted(package.parent.glob("*.py")) if package is not None else ():
-        _, found, rest = file.read_text("utf-8").partition(f"\ndef {name}(")
-        match = re.match(r".*\) -> (\w+):", rest) if found else None
+        _, definition, rest = file.read_text("utf-8").partition(f"\ndef {name}(")
+        match = re.match(r".*\) -> (\w+):", rest) if definition else None
         if match is not None:
             return _full_name(f"timm.models.{file.stem}", match[1])
     return None

@@ -146,7 +146,7 @@ def test_an_argument_out_of_its_range_is_refused(method, message):
 
 
 @pytest.mark.parametrize(
-    ("annotation", "value", "others"),
+    ("annotation", "value", "refused"),
     [
         ("Literal[0, 1]", 1, (True, False, 1.0, "1", 2, [1])),
         ("Literal[1, 2] | None", None, (True, 2.0)),
@@ -161,11 +161,11 @@ def test_an_argument_out_of_its_range_is_refused(method, message):
         ("dict[str, float]", {"a": 1}, ({"a": True},)),
     ],
 )
-def test_an_equal_value_of_another_type_is_refused(annotation, value, others):
+def test_an_equal_value_of_another_type_is_refused(annotation, value, refused):
     check_value(annotation, value, "a config", "x")
-    for other in others:
+    for wrong in refused:
         with pytest.raises(KdepError, match=r"a config has x.* = .*; expected "):
-            check_value(annotation, other, "a config", "x")
+            check_value(annotation, wrong, "a config", "x")
 
 
 @pytest.mark.parametrize(

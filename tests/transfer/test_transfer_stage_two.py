@@ -303,7 +303,7 @@ def test_the_configs_are_planned():
         (
             with_teacher(backbone=dict(model="vit_small_patch16_dinov3")),
             VIT,
-            "VisionTransformer (its class is Eva)",
+            r"VisionTransformer \(its class is Eva\)",
         ),
         (
             with_teacher(backbone=dict(model="vit_small_patch32_224")),
