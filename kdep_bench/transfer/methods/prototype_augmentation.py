@@ -1,31 +1,40 @@
 """ProC-KD at transfer: the task is also learned from features augmented with prototypes.
 
-f is the pooled feature that the classifier reads, and F_l the student's map of a level l. The
-prototypes P_l (rows p_k) and projectors phi_l are those of the pre-training with
-`objectives.proc_kd`:
+F_l is the student's map of a level l. The prototypes P_l (rows p_k) and projectors phi_l are those
+of the pre-training with `objectives.proc_kd`. At every position of the map,
 
-r_l = sum_k a_k p_k, a = softmax_k(cos(v_l, p_k) / tau), at every position of the map,
-f'  = f + sum_l W_l mean_positions(r_l),
-L   = (1 - augmented) L_task(f) + augmented L_task(f') + weight sum_l |v_l - sg(r_l)|^2.
+r_l = sum_k a_k p_k, a = softmax_k(cos(v_l, p_k) / tau), v_l = phi_l(F_l) / |phi_l(F_l)|.
 
-v_l = phi_l(F_l) / |phi_l(F_l)|. |.|^2 is the sum over channels, averaged over the positions; sg: no
-gradient. One classifier reads f and f'. W_l is learned and begins at 0, so f' = f in the first
-step; phi_l and P_l are constant. So prototypes that were learned from the teacher, on other images
-and classes, guide the task without the teacher. Only f is used after the training, as in the
-authors' evaluation.
+A classifier reads the pooled feature f, a detector or segmenter reads the maps. Augmented, they are
 
-Source: Li et al., arXiv 2212.13180 (FITEE 2025): the abstract, and Daniel00008/ProC-KD `models.py`,
-where a softmax over prototypes augments the student's features, and one classifier reads the
-features and the augmented ones. The published code has no loss of the augmented features. This is a
-re-implementation: in the authors' code, one learned layer encodes features and prototypes, two more
-follow, and the prototypes are trained on the task, with the teacher. The losses, the linear W_l,
-the constant phi_l and the weights were chosen in this project.
+f' = f + sum_l W_l mean_positions(r_l), and F'_l = F_l + W_l r_l at every position of every level
+with prototypes. With f, f' for the features of either kind,
+
+L = (1 - augmented) L_task(f) + augmented L_task(f') + weight sum_l |v_l - sg(r_l)|^2.
+
+|.|^2 is the sum over channels, averaged over the positions; sg: no gradient. One neck and one set
+of heads reads f and f'. W_l is learned and begins at 0, so f' = f in the first step; phi_l and P_l
+are constant. So prototypes that were learned from the teacher, on other images and classes, guide
+the task without the teacher. Only f is used after the training, as in the authors' evaluation.
+
+Source: Li et al., arXiv 2212.13180 (FITEE 2025): the abstract, and Daniel00008/ProC-KD `models.py`
+(`aug3`), where a softmax over prototypes augments every token of a vision transformer, which keeps
+its size, and one classifier reads the class token with and without it. This is a re-implementation:
+
+* The published code trains without the augmentation (`main.py`), so it has no loss of it. The
+  losses and weights were chosen in this project.
+* It has classification only. The paper's augmentation is for "diverse downstream tasks", but for
+  maps and other heads than a linear classifier, the form was chosen in this project.
+* There, a learned layer encodes features and prototypes, two more follow, and the prototypes are
+  trained on the task, with the teacher. Here W_l is linear, and phi_l is constant.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,6 +44,7 @@ from kdep_bench.networks.prototypes import reconstruct
 from kdep_bench.objectives.maps import Maps
 from kdep_bench.transfer.gate import read_tensors
 from kdep_bench.transfer.method import TransferContext, TransferMethod
+from kdep_bench.transfer.second_pass import SecondPass
 
 # Prefixes of the names of these tensors in the state dict of the pre-training.
 PROTOTYPES, PROJECTORS = "objective.prototypes.", "objective.projectors."
@@ -43,6 +53,8 @@ PROTOTYPES, PROJECTORS = "objective.prototypes.", "objective.projectors."
 class PrototypeAugmentation(TransferMethod):
     """Augmentation with prototypes; see the top of this module.
 
+    The forecast of the cost does not count the second pass of neck and heads.
+
     Args:
         augmented: fraction of the task's loss that is computed from the augmented features.
         weight: weight of the distance to the prototypes.
@@ -50,7 +62,7 @@ class PrototypeAugmentation(TransferMethod):
         student_maps, pretrained: set by the transfer stage.
     """
 
-    families = frozenset({"classification"})
+    families = frozenset({"classification", "detection", "segmentation"})
     requires = frozenset({"student_maps", "pretrained"})
     objectives: ClassVar[frozenset[str] | None] = frozenset(
         {"kdep_bench.objectives.proc_kd.PrototypeDistillation"}
@@ -68,33 +80,65 @@ class PrototypeAugmentation(TransferMethod):
         self.augmented, self.weight, self.tau = float(augmented), float(weight), float(tau)
         self.projectors, self.prototypes = read_prototypes(pretrained, student_maps)
         self.augmenters = nn.ModuleDict()
-        self._model: list[Any] = []  # in a list, so that torch does not register it
-        self._features: list[Tensor] = []  # [classifier's input [B, D] in the last pass]
+        self._second_pass: SecondPass | None = None
 
     def attach(self, model: nn.Module, teacher: nn.Module | None) -> None:
-        self._model = [model]
-        head = self._model[0].head
+        self._second_pass = SecondPass(model)
         for level, prototypes_KC in self.prototypes.items():
-            layer = nn.Linear(prototypes_KC.shape[1], int(head.in_channels), bias=False)
+            width = int(cast(nn.Conv2d, self.projectors[level]).in_channels)
+            if self._second_pass.is_classifier:
+                width = int(cast(Any, model).head.in_channels)
+            layer = nn.Conv2d(prototypes_KC.shape[1], width, 1, bias=False)
             nn.init.zeros_(layer.weight)
             self.augmenters[level] = layer
-        head.register_forward_pre_hook(self._record)
 
-    def _record(self, _module: nn.Module, args: Any) -> None:
-        self._features = [args[0][-1]]
+    def finish(self, model: nn.Module) -> dict[str, Any]:
+        assert self._second_pass is not None
+        self._second_pass.remove()
+        return {}
 
     def losses(self, ctx: TransferContext) -> dict[str, Tensor]:
-        augmented, distance = self._features.pop(), ctx.inputs.new_zeros(len(ctx.inputs))
+        assert self._second_pass is not None
+        distance, reconstructed = ctx.inputs.new_zeros(len(ctx.inputs)), {}
         for level, prototypes_KC in self.prototypes.items():
+            if level not in ctx.maps:  # the backbone of a C4 detector has no stride 32
+                continue
             v_BCHW = F.normalize(self.projectors[level](ctx.maps[level]), dim=1)
             r_BCHW = reconstruct(v_BCHW, prototypes_KC, self.tau)
-            augmented = augmented + self.augmenters[level](r_BCHW.mean((2, 3)))
             distance = distance + (v_BCHW - r_BCHW.detach()).square().sum(1).mean((1, 2))
-        head_losses = self._model[0].head.loss((augmented,), ctx.samples)
-        self._features = []  # the head's second pass recorded the augmented features
+            reconstructed[level] = r_BCHW
+        loss = self._second_pass.loss(self._augmented(ctx.maps, reconstructed), ctx)
+        if ctx.step == 0:
+            self._check_is_read(loss)
         # L_task(f) is already added with weight 1; this makes its weight 1 - augmented.
-        difference = head_losses["loss"] - ctx.task_losses["loss"]
+        difference = loss - self._second_pass.total(ctx.task_losses)
         return {"augmented": self.augmented * difference, "prototypes": self.weight * distance}
+
+    def _augmented(
+        self, maps: Mapping[str, Tensor], reconstructed: Mapping[str, Tensor]
+    ) -> tuple[Tensor, ...]:
+        """f' for a classifier, else the maps of the backbone with F'_l; see the module."""
+        assert self._second_pass is not None
+        if not self._second_pass.is_classifier:
+            added = {level: self.augmenters[level](r) for level, r in reconstructed.items()}
+            return tuple(x + added[k] if k in added else x for k, x in maps.items())
+        pooled = self._second_pass.pooled()
+        for level, r_BCHW in reconstructed.items():
+            mean_BC11 = r_BCHW.mean((2, 3), keepdim=True)
+            pooled = pooled + self.augmenters[level](mean_BC11).flatten(1)
+        return (pooled,)
+
+    def _check_is_read(self, loss: Tensor) -> None:
+        """Raises KdepError if no head reads an augmented level: W_l would stay 0."""
+        weights = [layer.get_parameter("weight") for layer in self.augmenters.values()]
+        gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+        if all(gradient is None for gradient in gradients):
+            levels = ", ".join(self.prototypes)
+            raise KdepError(
+                f"no head of the task reads a level that has prototypes: {levels}",
+                expected="a task that reads at least one of these levels",
+                fix="pre-train with other `levels`, or list other tasks in `tasks` of `transfer`",
+            )
 
 
 def read_prototypes(path: str, student_maps: Maps) -> tuple[nn.ModuleDict, nn.ParameterDict]:
