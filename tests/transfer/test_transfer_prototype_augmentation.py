@@ -273,7 +273,7 @@ def test_the_losses_of_a_segmenter_equal_the_formula_in_float64(tmp_path: Path):
         weight, bias = model.decode_head.weight.flatten(1), model.decode_head.bias
         scores = torch.einsum("kc,bchw->bhwk", weight, mask * x) + bias
         log_p = scores - scores.exp().sum(3, keepdim=True).log()
-        return -float(torch.stack([log_p[0, ..., 2], log_p[1, ..., 0]]).mean())
+        return -torch.stack([log_p[0, ..., 2], log_p[1, ..., 0]]).mean().item()
 
     plain = task_loss(ctx.maps["s16"], ctx.maps["s32"])
     assert losses["decode.loss_ce"].item() == pytest.approx(plain)
