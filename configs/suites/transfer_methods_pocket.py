@@ -121,7 +121,7 @@ claims += [
         title=f"{name} beats transkd after {pretraining}",
         statement=f"{name} after {pretraining} scores above transkd after {pretraining} on "
         "segmentation.",
-        source="TransKD (arXiv 2202.13393): GL and EA score above Base without pre-training",
+        source="TransKD (arXiv 2202.13393), on Cityscapes without pre-training",
         a=dict(method=row(pretraining, name)),
         b=dict(method=row(pretraining, "transkd")),
         families=["segmentation"],
