@@ -43,8 +43,8 @@ class SecondPass:
 
     def _before_head(self, _module: nn.Module, args: Any) -> None:
         if not self._is_second:
-            self._pooled = args[0][-1]
-            self._random_state = random_state(self._pooled.device)
+            pooled: Tensor = args[0][-1]
+            self._pooled, self._random_state = pooled, random_state(pooled.device)
 
     def _after_backbone(self, _module: nn.Module, _args: Any, maps: Sequence[Tensor]) -> None:
         self._random_state = random_state(maps[-1].device)
