@@ -59,6 +59,7 @@ from kdep_bench.suite.config import check, merged
 from kdep_bench.suite.known_data import has_labels, known_parts
 from kdep_bench.suite.methods import (
     DESCRIPTION_KEYS,
+    EXPORTED_TEACHER,
     assistant_config,
     head_classes,
     intermediate_methods,
@@ -633,6 +634,14 @@ def check_classifier(pair: StudentMethod) -> None:
     """Checks that the teacher's classifier reads its pooled feature, if the method applies it."""
     if "classifier" not in pair.needs or pair.teacher.get("card", {}).get("logits_from_pooled"):
         return
+    if pair.teacher.get("type") == EXPORTED_TEACHER:
+        raise KdepError(
+            f"{pair.label} applies the teacher's classifier to its pooled feature before the last "
+            f"activation, but the classifier of {pair.teacher['name']!r}, which the suite trains, "
+            "reads the feature after it",
+            fix="choose a teacher with a config in configs/teachers/ that states "
+            "card=dict(logits_from_pooled=True)",
+        )
     raise KdepError(
         f"{pair.label} applies the teacher's classifier to a pooled feature, but the config of the "
         f"teacher {pair.teacher['name']!r} does not state that its logits are computed from it",

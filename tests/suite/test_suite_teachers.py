@@ -291,7 +291,10 @@ def test_a_classifier_that_does_not_read_the_pooled_feature_is_refused():
     objective = dict(_delete_=True, type=f"{OBJECTIVES}.ca_mkd.ConfidenceAwareFeatures")
     method = with_teachers("ca_mkd", a=SUPERVISED, b=dict(SUPERVISED, student="resnet18_w32"))
     method |= dict(objective=objective)
-    with pytest.raises(KdepError, match="applies the teacher's classifier to a pooled feature"):
+    with pytest.raises(KdepError, match="which the suite trains, reads the feature after it"):
+        plan(method)
+    method["teachers"] = dict(_delete_=True, a="microsoft_resnet50", b="resnet50")
+    with pytest.raises(KdepError, match="does not state that its logits are computed from it"):
         plan(method)
 
 
