@@ -131,7 +131,13 @@ def how_to_rebuild(folder: object) -> str:
 
 
 def unknown_name(
-    kind: str, name: str, valid: Iterable[str], *, place: str = "", fix: str | None = None
+    kind: str,
+    name: str,
+    valid: Iterable[str],
+    *,
+    place: str = "",
+    fix: str | None = None,
+    otherwise: str | None = None,
 ) -> KdepError:
     """A KdepError for a name that is not among `valid`.
 
@@ -140,14 +146,16 @@ def unknown_name(
         name: the unknown name.
         valid: all valid names.
         place: where the name was found, such as "the budget".
-        fix: what to do; default: suggests up to three similar names, or lists up to MAX_NAMES.
+        fix: what to do; default: suggests up to three similar names or, if there is none,
+            `otherwise`.
+        otherwise: what to do if no valid name is similar; default: lists up to MAX_NAMES.
     """
     names = sorted(map(str, valid))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     likeness = [difflib.SequenceMatcher(None, n, name).ratio() for n in near]
     # A name that is much less similar than the best one would only distract.
     near = [n for n, ratio in zip(near, likeness, strict=True) if ratio > max(likeness) - 0.2]
-    choices = f"choose one of: {first_of(names, MAX_NAMES)}"
+    choices = otherwise or f"choose one of: {first_of(names, MAX_NAMES)}"
     hint = f"did you mean {' or '.join(near)}?" if near else choices
     found_in = f" in {place}" if place else ""
     return KdepError(f"unknown {kind} {name!r}{found_in}", fix=fix or hint)

@@ -1,6 +1,6 @@
 """A fake GPU: torch's FakeTensorMode tracks devices and shapes, and computes nothing.
 
-These faults raise an error, which tensors on a CPU would not show:
+It raises an error for these faults, which a test on a CPU would not find:
 
 - an operation on tensors of two devices
 - a module's tensor that is neither a parameter nor a buffer, so it does not move to the GPU
@@ -34,7 +34,10 @@ def apply_without_swapping(
 
 @contextmanager
 def fake_cuda(*modules: nn.Module) -> Iterator[Callable[[Any], Any]]:
-    """Makes the modules' tensors fake, still on the CPU; yields a function that fakes batches."""
+    """Makes the modules' tensors fake; yields a function that does the same to a batch.
+
+    The fake tensors have the device 'cpu' until the test moves them to 'cuda'.
+    """
     mode, original = FakeTensorMode(), nn.Module._apply
     nn.Module._apply = apply_without_swapping  # type: ignore[method-assign, assignment]
     try:

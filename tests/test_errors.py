@@ -87,6 +87,8 @@ def test_the_error_for_an_unknown_name_offers_similar_names_or_all():
     without_similar_name = unknown_name("method", "zzz", ["kdep", "at"])
     assert str(without_similar_name) == "unknown method 'zzz'. Fix: choose one of: at, kdep."
     assert unknown_name("method", "zzz", ["at"], fix="run --list").fix == "run --list"
+    assert unknown_name("method", "zzz", ["at"], otherwise="run --list").fix == "run --list"
+    assert unknown_name("method", "att", ["at"], otherwise="run --list").fix == "did you mean at?"
     many = unknown_name("model", "zzz", [f"net{i}" for i in range(1000)])
     assert many.fix.endswith(" and 960 more")
 

@@ -76,14 +76,14 @@ def one_stage(pattern: str, ids: Mapping[str, float], where: str, listing: str) 
     Raises:
         KdepError: no id matches, or several do.
     """
-    from kdep_bench.engine.select import matcher
+    from kdep_bench.engine.select import did_you_mean, matcher
 
     matches = matcher(pattern)
     chosen = [pattern] if pattern in ids else [i for i in ids if matches(i)]
     if not chosen:
         raise KdepError(
             f"no stage {where} matches {pattern!r}",
-            fix=f"list the stages: {listing}",
+            fix=f"{did_you_mean(pattern, ids)}list the stages: {listing}",
         )
     if len(chosen) > 1:
         chosen.sort(key=lambda i: -ids[i])

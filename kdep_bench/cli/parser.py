@@ -49,11 +49,11 @@ class Parser(argparse.ArgumentParser):
             r"argument (.+): invalid choice: (.+) \(choose from (.+)\)", message
         ):
             name, value, choices = match[1], match[2], ast.literal_eval(f"[{match[3]}]")
-            hint = unknown_name("value", value.strip("'"), choices).fix
+            near = unknown_name("value", value.strip("'"), choices, otherwise="choose one of these")
             return KdepError(
                 f"{_named(name)} is {value}",
                 expected=f"one of: {', '.join(map(str, choices))}",
-                fix=hint if hint.startswith("did you mean") else "choose one of these",
+                fix=near.fix,
             )
         if match := re.fullmatch(r"argument (.+): invalid (int|float) value: (.+)", message):
             expected = _TYPES[match[2]]

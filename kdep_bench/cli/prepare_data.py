@@ -96,15 +96,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _refuse_folder(name: str) -> None:
-    """Raises KdepError if a folder is in the place of the data set."""
+    """Raises KdepError if a path is in the place of the data set."""
     from kdep_bench.data.official.base import set_names
 
     if "/" in name or (Path(name).is_dir() and name not in set_names()):
+        kind = "a folder" if Path(name).is_dir() else "a file"
+        if not Path(name).exists():
+            kind = "a path that does not exist"
         raise KdepError(
-            f"{name!r} is not an official data set",
+            f"{name!r} is {kind}, not an official data set",
             expected="the name of a set (kdep-bench data --list shows them) or a data config (.py)",
-            fix="give the folder of all sets as --root, or a folder of pocket data, to verify its "
-            "checksums, as --verify",
+            fix="name the set and give the folder of all sets as --root; or verify the checksums "
+            "of a folder of pocket data with --verify FOLDER",
         )
 
 

@@ -161,7 +161,8 @@ def _statuses(args: argparse.Namespace, plan: Plan, work: Path) -> dict[str, Sta
             raise KdepError(
                 f"--force {pattern!r} matches no stage",
                 expected="part of a stage id",
-                fix="list the ids: --dry-run without --force",
+                fix=select.did_you_mean(pattern, plan.stages)
+                + "list the ids: --dry-run without --force",
             )
     return state.statuses(
         plan,

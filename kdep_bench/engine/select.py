@@ -43,10 +43,36 @@ def select_stages(plan: Plan, patterns: Iterable[str]) -> set[str] | None:
                 f"--only {pattern!r} matches no stage of {plan.name}",
                 expected="part of a stage id, a glob for it, or one of: "
                 + ", ".join(sorted(kinds | names)),
-                fix="list the ids: --dry-run without --only",
+                fix=(did_you_mean(pattern, kinds | names) or did_you_mean(pattern, plan.stages))
+                + "list the ids: --dry-run without --only",
             )
         chosen |= matches
     return plan.upstream(chosen)
+
+
+def did_you_mean(pattern: str, names: Iterable[str]) -> str:
+    """ "did you mean NAME or NAME? Or ", the begin of a fix for a pattern that matches no name.
+
+    At most three names, those with the part that is most similar to the pattern; "" if no part of a
+    name is similar.
+    """
+    import difflib
+
+    text = pattern.strip("*?")
+    similarity = difflib.SequenceMatcher(b=text)
+
+    def likeness(name: str) -> float:
+        """The largest similarity, 0 to 1, of the pattern and a part of the name as long as it."""
+        ratios = [0.0]
+        for start in range(max(1, len(name) - len(text) + 1)):
+            similarity.set_seq1(name[start : start + len(text)])
+            if similarity.quick_ratio() > max(ratios):
+                ratios.append(similarity.ratio())
+        return max(ratios)
+
+    ranked = sorted((-likeness(name), name) for name in set(names))
+    near = [name for negative, name in ranked[:3] if -negative >= max(0.7, -ranked[0][0] - 0.05)]
+    return f"did you mean {' or '.join(near)}? Or " if near else ""
 
 
 def matcher(pattern: str) -> Callable[[str], bool]:

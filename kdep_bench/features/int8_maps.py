@@ -18,10 +18,11 @@ from torch import Tensor
 # The stored arrays are named "int8_maps.<map>" and "int8_scales.<map>".
 CODES, SCALES = "int8_maps", "int8_scales"
 MAX_CODE = 127  # the largest int8; -128 is not used, so codes are symmetric
-# Smaller float16 numbers are less precise. A channel of zeros has this scale.
+# The smallest scale, also of a channel of zeros. Numbers below it are subnormal in float16, which
+# are less precise.
 MIN_SCALE = float(np.finfo(np.float16).smallest_normal)
-# Largest relative error. The rounding error is 1/254 of the largest magnitude; this is about twice
-# that.
+# Limit of the cache check: |stored - computed map| / largest magnitude of the channel. It is about
+# twice the largest rounding error, 1/254.
 TOLERANCE = 2.0**-7
 MAX_VALUE = float(np.finfo(np.float16).max)  # the maps are read as float16
 

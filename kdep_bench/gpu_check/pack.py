@@ -1,8 +1,9 @@
-"""Writes a folder to run the checks offline: the project, wheels, data and reference scores.
+"""Packs what `kdep-bench gpu-check` needs on a machine without network access into a folder.
 
-Write the folder on a machine with network access, and copy it to the machine with the GPU. It
-contains wheels of the packages that container images with CUDA and torch usually lack. On that
-machine, `bash DIR/run.sh` installs the wheels into the folder and runs the checks.
+The folder contains the project, data, reference scores, and wheels of the packages that container
+images with CUDA and torch usually lack. Write it on a machine with network access and copy it to
+the machine with the GPU; `bash DIR/run.sh` there installs the wheels into the folder and runs the
+checks.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from kdep_bench.errors import KdepError
 
 MAX_BYTES = 60 * 2**20  # largest size of the folder
 PYTHON = "3.12"  # Python version of the wheels
-# The packages of requirements.lock, except torch, torchvision, numpy, timm, transformers,
-# safetensors, scipy, scikit-learn, pandas, OpenCV, rich and matplotlib, which the image must have.
+# Packages of requirements.lock whose wheels are packed. The image must have all others that the
+# checks import, such as torch, torchvision, timm, safetensors, scipy, scikit-learn and OpenCV.
 PACKAGES = (
     *("mmengine", "mmcv-lite", "mmdet", "mmsegmentation", "mmpretrain", "addict", "yapf"),
     *("terminaltables", "termcolor", "pycocotools", "shapely", "ftfy", "regex", "einops", "mat4py"),
@@ -118,8 +119,8 @@ def _add_wheels(folder: Path, lock: Path) -> None:
         )
         if download.returncode == 0:
             continue
-        # No wheel can be downloaded. A wheel built here works elsewhere only if the package is pure
-        # Python, which is checked below.
+        # No wheel can be downloaded. One that is built here may work only with this Python and
+        # platform; its name is checked below.
         built = subprocess.run(
             [*base, "wheel", "--no-deps", "-w", str(folder), requirement],
             capture_output=True,
@@ -135,13 +136,13 @@ def _add_wheels(folder: Path, lock: Path) -> None:
     for wheel in folder.glob("*.whl"):
         if (
             not wheel.name.endswith("-none-any.whl")
-            and f"cp{PYTHON.replace('.', '')}" not in (wheel.name)
+            and f"cp{PYTHON.replace('.', '')}" not in wheel.name
             and "abi3" not in wheel.name
             and "py3-none" not in wheel.name
         ):
             raise KdepError(
-                f"the wheel {wheel.name} works only on this Python or platform, not on every "
-                f"Python {PYTHON}",
+                f"the wheel {wheel.name} was built for the Python version of this machine",
+                expected=f"a wheel for Python {PYTHON}",
                 fix="choose a release of that package that has a universal or abi3 wheel",
             )
 

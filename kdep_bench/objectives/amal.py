@@ -50,7 +50,7 @@ class Amal(Objective):
     needs = frozenset({"logits", "labels", "classes"})
     requires = frozenset({"width", "classes", "teacher_classes", "views", "pool_images"})
     couples_samples = True
-    has_players = True
+    has_players = True  # player: a part with its own optimiser
 
     def __init__(
         self,

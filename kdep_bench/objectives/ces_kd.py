@@ -85,7 +85,7 @@ class CurriculumExperts(Objective):
 
     needs = frozenset({"logits"})
     requires = frozenset({"width", "teacher_classes", "epochs"})
-    every_teacher = True
+    every_teacher = True  # the argument `teachers` replaces teacher_classes
     couples_samples = True
 
     def __init__(
@@ -117,9 +117,9 @@ class CurriculumExperts(Objective):
         return soft_kl(logits_KBC[stratum_B, rows], student_BC, self.tau)
 
     def scale(self, ctx: Context, stratum_B: Tensor) -> Tensor:
-        """[B]: batch size / number of used samples; 0 for a sample that is not used."""
+        """[B]: batch size / number of samples in the used strata; 0 for the other samples."""
         p = self.pacing(ctx.step, ctx.steps)
-        # 1e-6: otherwise rounding errors could turn 2 / 3 of three strata into three.
+        # 1e-6: if rounding makes p K slightly larger than an integer, ceil would add a stratum.
         n_strata = max(1, math.ceil(p * self.strata.count - 1e-6))
         used = (stratum_B < n_strata).float()
         return used * len(used) / used.sum().clamp(min=1)
@@ -128,8 +128,9 @@ class CurriculumExperts(Objective):
 class CurriculumExpertsWithLabels(CurriculumExperts):
     """(1 - alpha) CE(y, student) + alpha * (the KL of CurriculumExperts), on one head.
 
-    Both terms are for the same samples. The difficulty is the cross-entropy of the last teacher's
-    logits with the label. The labels must be the classes of the teachers' classifiers.
+    Both terms use only the samples of the used strata. The difficulty is the cross-entropy of the
+    last teacher's logits with the label. The labels must be the classes of the teachers'
+    classifiers.
 
     Args:
         alpha: weight of the distillation term, 0 to 1.
@@ -173,7 +174,7 @@ class CurriculumExpertsWithLabels(CurriculumExperts):
 
 
 def _logits(ctx: Context) -> Tensor:
-    """[K, B, C]: the teachers' logits, in the order of their roles."""
+    """[K, B, C]: the teachers' logits, in the order of `teachers` in the config."""
     logits = [teacher.logits for teacher in ctx.teachers.values()]
     assert all(z is not None for z in logits)
     return torch.stack([z for z in logits if z is not None])

@@ -222,7 +222,7 @@ class CrossArchitectureViews(CrossArchitecture):
         All other arguments: as in CrossArchitecture.
     """
 
-    has_players = True
+    has_players = True  # player: a part with its own optimiser
 
     def __init__(
         self,

@@ -39,8 +39,8 @@ def branch(channels: Sequence[int], outputs: int) -> nn.Sequential:
     """Classifier of a map: 3x3 convolutions, mean over positions, linear layer.
 
     Every convolution is followed by BatchNorm and ReLU. The map has `channels[0]` channels; each
-    further number is the output width of a convolution of stride 2. If there is none, the branch
-    has one convolution of stride 1.
+    further number is the output width of a convolution of stride 2. With a single number, the
+    branch has one convolution of stride 1, which keeps the width.
     """
     pairs = list(itertools.pairwise(channels)) or [(channels[0], channels[0])]
     stride = 2 if len(channels) > 1 else 1
@@ -120,7 +120,7 @@ class Hssakd(Objective):
 
     needs = frozenset({"labels", "pooled", "maps"})
     requires = frozenset({"width", "classes", "teacher_width", "student_maps", "teacher_maps"})
-    has_players = True
+    has_players = True  # player: a part with its own optimiser
     reads_from_augment = frozenset({"rotation"})
 
     def __init__(

@@ -66,7 +66,7 @@ class MultiTeacherKD(Objective):
 
     needs = frozenset({"logits"})
     requires = frozenset({"width", "teacher_classes", "epochs"})
-    every_teacher = True
+    every_teacher = True  # the argument `teachers` replaces teacher_classes
 
     def __init__(
         self,

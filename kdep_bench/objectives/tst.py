@@ -60,7 +60,7 @@ class TeachWhatYouShould(Objective):
 
     needs = frozenset({"logits", "teacher_images"})
     requires = frozenset({"width", "teacher_classes", "teacher_config"})
-    has_players = True
+    has_players = True  # player: a part with its own optimiser
     forwards = 2  # teacher and student on x'
     student_passes = 1
     teacher_passes = 1

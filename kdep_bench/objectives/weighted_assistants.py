@@ -56,7 +56,7 @@ class WeightedAssistants(Objective):
 
     needs = frozenset({"logits"})
     requires = frozenset({"width", "teacher_classes", "teacher_weights"})
-    every_teacher = True
+    every_teacher = True  # the argument `teachers` replaces teacher_classes
     weights: Tensor
 
     def __init__(

@@ -33,6 +33,7 @@ from kdep_bench.faults import Faults
 from kdep_bench.files import safe_name
 from kdep_bench.paths import CONFIGS, IS_INSTALLED, PACKAGE
 from kdep_bench.signatures import argument_names
+from kdep_bench.suite import key_places, schema
 from kdep_bench.suite.data_config import (
     check_inline,
     check_keys,
@@ -266,8 +267,13 @@ _IF_PATH = {
 _MOST_LISTED = 20  # of more configs than these, an error names the command that lists them
 
 
-def _listed_by(kind: str) -> str:
-    """The fix for an unknown config: the command that lists the configs of its kind."""
+def _listed_by(kind: str, files: Mapping[str, Path]) -> str | None:
+    """The fix for an unknown config: the command that lists the configs of its kind, `files`.
+
+    None if the error itself can list them.
+    """
+    if len(files) <= _MOST_LISTED:
+        return None
     command = "data-sets" if kind == "data" else FOLDERS[kind]
     return f"choose one that `kdep-bench {command}` lists"
 
@@ -282,9 +288,8 @@ def load_config(kind: str, name: str, configs: Path = CONFIGS, place: str = "") 
     """
     files = config_files(kind, configs)
     if name not in files:
-        error = unknown_name(f"{kind} config", name, files, place=place)
-        if len(files) > _MOST_LISTED and not error.fix.startswith("did you mean"):
-            error = unknown_name(f"{kind} config", name, files, place=place, fix=_listed_by(kind))
+        listed_by = _listed_by(kind, files)
+        error = unknown_name(f"{kind} config", name, files, place=place, otherwise=listed_by)
         if os.sep in name and kind in _IF_PATH:
             raise KdepError(error.problem, fix=f"{_IF_PATH[kind]}; or {error.fix}")
         raise error
@@ -339,9 +344,12 @@ def merged(base: Json, overrides: Json, where: str) -> Json:
             out[key] = value
         else:
             # A user may write a key of a nested dict one level too high: iters of recipe.
-            outer = next((k for k, v in base.items() if isinstance(v, dict) and key in v), None)
-            fix = f"write {outer}=dict({key}=...)" if outer else None
-            faults.add(unknown_name("key", key, valid_keys, place=where, fix=fix))
+            outer = [k for k, v in base.items() if isinstance(v, dict) and key in v]
+            fix = " or ".join(f"write {k}=dict({key}=...)" for k in outer) or None
+            otherwise = key_places.fix(key)
+            faults.add(
+                unknown_name("key", key, valid_keys, place=where, fix=fix, otherwise=otherwise)
+            )
     faults.raise_any(where)
     return out
 
@@ -410,6 +418,8 @@ def resolve(kind: str, ref: Any, configs: Path = CONFIGS, place: str = "") -> Js
         )
     if is_complete and kind == "data":
         check_inline(config)
+    if is_complete and kind == "claim":
+        merged(_claim_keys(), config, f"claim {config.get('name')!r:.80}")
     where = f"{kind} {config.get('name', ref)!r:.80}"
     if isinstance(ref, str) and str(config.get("name")) != ref:
         where += f" (configs/{FOLDERS[kind]}/{ref}.py)"
@@ -513,7 +523,10 @@ def _fault(model: type[BaseModel], path: list[str], faults: list[Any], where: st
     if fault["type"] == "extra_forbidden":
         fields = _fields_at(model, path[:-1])
         inside = f"`{'.'.join(path[:-1])}` of " if path[:-1] else ""
-        return unknown_name("key", path[-1], fields, place=f"{inside}the {where}")
+        # A search has keys with the names of those of a suite.
+        otherwise = key_places.fix(path[-1]) if model.__module__ == schema.__name__ else None
+        place = f"{inside}the {where}"
+        return unknown_name("key", path[-1], fields, place=place, otherwise=otherwise)
     if fault["type"] == "missing":
         return KdepError(f"the {where} lacks the key {'.'.join(path)!r}", fix="add it")
     wrong_value = fault.get("input")
@@ -736,10 +749,7 @@ def find_config(kind: str, ref: str, configs: Path = CONFIGS) -> Path:
             )
         return path
     if ref not in files:
-        error = unknown_name(kind, ref, files)
-        if len(files) > _MOST_LISTED and not error.fix.startswith("did you mean"):
-            error = KdepError(error.problem, fix=_listed_by(kind))
-        raise error
+        raise unknown_name(kind, ref, files, otherwise=_listed_by(kind, files))
     return files[ref]
 
 

@@ -17,11 +17,11 @@ from typing import Any
 from kdep_bench.data.pocket.spec import checked_spec
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.faults import Faults
+from kdep_bench.suite import key_places
 from kdep_bench.suite.known_data import POCKET, module_name, prepared_spec
+from kdep_bench.suite.schema import DATA_KEYS
 
 Json = dict[str, Any]
-# Keys that any data config may have.
-COMMON = ("about", "card", "labels", "name", "pool_classes", "scores_note", "source", "type")
 
 
 def data_module(data: Json) -> ModuleType | None:
@@ -39,7 +39,7 @@ def data_keys(data: Json) -> Json | None:
     if keys is None:
         return None
     nested = dict(keys) if isinstance(keys, dict) else dict.fromkeys(keys)
-    return {**dict.fromkeys(COMMON), **nested}
+    return {**dict.fromkeys(DATA_KEYS), **nested}
 
 
 def with_keys(base: Json, keys: Json) -> Json:
@@ -70,7 +70,8 @@ def check_keys(data: Json) -> None:
     keys = data_keys(data)
     where, faults = f"the data {data['name']!r}", Faults()
     for key in [] if keys is None else sorted(set(data) - set(keys)):
-        faults.add(unknown_name("key", key, keys or (), place=where))
+        otherwise = key_places.fix(key)
+        faults.add(unknown_name("key", key, keys or (), place=where, otherwise=otherwise))
     for key in ("labels", "pool_labels"):
         if key in data and not isinstance(data[key], bool):
             problem = f"{where} has {key} = {data[key]!r:.60}"

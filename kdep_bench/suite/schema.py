@@ -22,6 +22,8 @@ NEEDS = (
     *("labels", "pooled", "logits", "maps", "tokens", "probabilities"),
     *("views", "classes", "classifier", "tail", "layer", "attention", "teacher_images"),
 )
+# Keys that any data config may have.
+DATA_KEYS = ("about", "card", "labels", "name", "pool_classes", "scores_note", "source", "type")
 NAME_LIMIT = 48  # characters; a stage's name joins several names, and `make_stage_id` truncates it
 
 Json = dict[str, Any]

@@ -76,7 +76,8 @@ def compare(
     Args:
         module: the backbone in the downstream model.
         tensors: the tensors of the exported file.
-        allow_missing: regular expressions for names of tensors that may be missing or different.
+        allow_missing: regular expressions for names of tensors that may be missing, different or
+            in the file only.
 
     Returns:
         matched: number of equal tensors.
@@ -151,9 +152,10 @@ def check(
         if names
     ]
     raise KdepError(
-        f"only {gate['coverage']:.1%} of the backbone's weights equal the file {path}"
-        + (f": {'; '.join(parts)}" if parts else ""),
-        expected="100 % of the parameters and buffers",
+        f"the backbone differs from the file {path} ({gate['coverage']:.1%} of its weights are "
+        f"equal): {'; '.join(parts) or 'it has no tensors'}",
+        expected="the same parameters and buffers"
+        + (", except those in allow_missing" if waived else ""),
         fix=_fix_for(missing, unexpected, mismatched),
     )
 

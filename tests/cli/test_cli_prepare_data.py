@@ -20,3 +20,9 @@ def test_the_data_of_a_config_equal_those_of_the_suite_s_prepare_stage(tmp_path:
 
     outputs = prepare(spec, {}, stage_folder, lambda *_: None)
     assert verify(tmp_path / "data") == outputs["fingerprint"]
+
+
+def test_the_error_for_a_path_says_whether_it_exists(tmp_path: Path, capsys):
+    for path, kind in ((tmp_path, "a folder"), (tmp_path / "x", "a path that does not exist")):
+        assert prepare_data.main([str(path)]) == 2
+        assert f"{str(path)!r} is {kind}, not an official data set" in capsys.readouterr().err

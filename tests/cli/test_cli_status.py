@@ -155,6 +155,18 @@ def test_why_lists_all_matching_stages_if_several_match(suite, tmp_path, capsys)
         assert run.id in error
 
 
+def test_a_pattern_with_a_wrong_letter_is_answered_with_the_nearest_ids(suite, tmp_path, capsys):
+    work = ("--work-dir", str(tmp_path / "w"))
+    pretraining = kinds(plan_of(suite))["pretrain"].id
+    for pattern in (pretraining.replace("kdep", "kdpe"), "pretrian*", "pretrian"):
+        assert main.main(["why", str(suite), pattern, *work]) == 2
+        assert f"did you mean {pretraining}? Or list the stages" in capsys.readouterr().err
+    assert main.main(["run", str(suite), "--dry-run", "--only", "pretrian*", *work]) == 2
+    assert "did you mean pretrain? Or list the ids" in capsys.readouterr().err
+    assert main.main(["why", str(suite), "nonsense", *work]) == 2
+    assert "Fix: list the stages" in capsys.readouterr().err
+
+
 def test_a_dry_run_lists_the_same_stages_as_text_and_as_json(suite, tmp_path, capsys):
     work = tmp_path / "work"
     finish(work, kinds(plan_of(suite))["views"])

@@ -1,4 +1,4 @@
-"""Damaged files of every kind are read or raise KdepError: a short run of `make fuzz`."""
+"""Reading a damaged file of any kind succeeds or raises KdepError: a short run of `make fuzz`."""
 
 from __future__ import annotations
 
@@ -135,5 +135,5 @@ def test_control_characters_in_an_error_are_escaped():
     assert text == "the file a\\x1b[31m\\x07b\\x9b\\x0d.jpg\nis\tbad \\xff \\ud800."
 
 
-def test_the_error_for_an_unknown_name_offers_names_of_other_types():
+def test_the_error_for_an_unknown_name_can_suggest_a_number():
     assert "did you mean 124?" in str(unknown_name("stage", "123", [124, "x"]))  # type: ignore[list-item]

@@ -34,7 +34,7 @@ def mean_colour(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def inputs(read: list[str] | None = None, missing: int = 0) -> Inputs:
-    """The probe's inputs; the names of the splits whose images are read are added to `read`."""
+    """The probe's inputs; `read` receives the name of every split whose images the probe reads."""
     images = {split: flat_images(8, seed) for seed, split in enumerate(("train", "val", "test"))}
     splits = {
         split: Features(*mean_colour(x), labels, ("red", "green", "blue"))

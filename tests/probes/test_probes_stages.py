@@ -281,7 +281,7 @@ def test_the_flatness_stage_measures_the_exported_backbone(results):
 def test_a_wrong_type_a_truncated_image_and_other_weights_are_refused(results):
     assert "is not a probe" in results["errors"]["type"]
     assert "classify/val/bird" in results["errors"]["truncated"]
-    assert "backbone's weights equal the file" in results["errors"]["weights"]
+    assert "the backbone differs from the file" in results["errors"]["weights"]
 
 
 def test_maps_and_mask_belong_to_the_same_image(results):

@@ -136,6 +136,21 @@ def test_an_override_can_add_any_part_that_the_data_s_prepare_reads():
         ({"methods": [{"name": "kdep"}]}, "neither a name nor a dict"),
         ({"teacher": {"resnet18_w23": "efficientnet_lite0"}}, "did you mean resnet18_w32"),
         ({"methods": [{"base": "kdep", "needs": ["logit"]}]}, "did you mean logits"),
+        ({"methods": [{"base": "kdep", "shares": [0.5]}]}, "`shares` is a key of the suite"),
+        ({"epochs": 3}, "unknown key 'epochs' in the suite. Fix: `epochs` is a key of `budget` of"),
+        ({"objective": {}}, "`objective` is a key of a method"),
+        ({"pool_labels": True}, "`pool_labels` is a key of the data"),
+        ({"data": {"base": "mine", "epochs": 3}}, "`epochs` is a key of `budget` of the suite"),
+        ({"tasks": [{"base": "smoke_seg", "shares": [1.0]}]}, "`shares` is a key of the suite"),
+        ({"tasks": [{"base": "smoke_seg", "batch": 3}]}, "write recipe=dict(batch=...)"),
+        (
+            {"claims": [{"base": "kdep_beats_scratch", "share": 1.0}]},
+            "write a=dict(share=...) or write b=dict(share=...)",
+        ),
+        (
+            {"claims": [{"kind": "difference", "name": "x", "a": {"margin": 0.0}}]},
+            "`margin` is a key of a claim",
+        ),
     ],
 )
 def test_a_wrong_suite_is_refused_in_one_line(change, message):

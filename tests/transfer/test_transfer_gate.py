@@ -182,8 +182,9 @@ def test_a_backbone_whose_init_weights_loads_nothing_is_refused(tensors, tmp_pat
 def test_a_surplus_tensor_in_the_file_is_refused(tensors, tmp_path):
     tensors["layer5.weight"] = torch.zeros(2)
     path = save(tensors, tmp_path / "b.pth")
-    with pytest.raises(KdepError, match=r"1 in the file only \(layer5\.weight\)"):
+    with pytest.raises(KdepError, match=r"1 in the file only \(layer5\.weight\)") as error:
         check(loaded(path), path)
+    assert "(100.0% of its weights are equal)" in str(error.value)
 
 
 def test_a_missing_tensor_is_accepted_only_if_a_pattern_matches_its_full_name(tensors, tmp_path):

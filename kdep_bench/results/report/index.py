@@ -17,7 +17,14 @@ from kdep_bench.results.board import compare
 from kdep_bench.results.claims.verdict import headlines
 from kdep_bench.results.report import board_rows, markdown
 from kdep_bench.results.report.board_rows import BoardView
-from kdep_bench.results.report.page.entries import LEFT, Entry, number_entry, score_css, sort_value
+from kdep_bench.results.report.page.entries import (
+    LEFT,
+    LEFT_ONE_LINE,
+    Entry,
+    number_entry,
+    score_css,
+    sort_value,
+)
 from kdep_bench.results.report.page.rendering import document
 from kdep_bench.results.report.page.tables import Heading, Table, TableRow
 from kdep_bench.results.report.report import docstring_line, view_of
@@ -122,7 +129,7 @@ def _score_rows(suite: PublishedSuite) -> list[TableRow]:
     view, board = suite.view, suite.view.board
     names = board_rows.column_names(board.columns)
     address = f"{quote(suite.folder)}/index.html"
-    link = Entry(text.plain(suite.folder), "l n", kind="link", note=address)
+    link = Entry(text.plain(suite.folder), LEFT_ONE_LINE, kind="link", note=address)
     rows = []
     for row in board.rows:
         for column in board.columns:

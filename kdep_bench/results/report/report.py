@@ -41,14 +41,15 @@ def build(
 ) -> dict[str, Any]:
     """Rebuilds leaderboard.md, .csv, .tex and index.html of `results_dir` from its records.
 
-    It also rebuilds the plots, and probes.csv if there are probe records.
+    It also rebuilds the plots, and probes.csv if there are probe records or the file exists.
 
     Args:
         results_dir: the folder that contains records/.
         suite: use only records of this suite; None: all records.
         claims: claim configs to judge, which are written to claims.json; None: read that file.
-        method_inputs: method -> {"reads": [inputs of its losses], "about": one sentence on the
-            method, if known}, written to methods.json if the tables show it; None: read that file.
+        method_inputs: {method: {"reads": [...], "about": ...}}: the inputs of the method's losses
+            and, if known, a sentence about the method. Written to methods.json if the tables show
+            any of them; None: read that file.
         factors: factors of an ablation, as in `ablation.Grid`, written to factors.json; None: read
             that file, if there is one.
         require_records: raise instead of writing empty tables.
@@ -101,7 +102,7 @@ def build(
 
 def question(suite: str, configs: Path = CONFIGS / "suites") -> str:
     """The first line of the docstring of a suite's config, or ""; the config is not executed."""
-    is_name = re.fullmatch(r"[\w-]+", suite)  # records of other people may name any file
+    is_name = re.fullmatch(r"[\w-]+", suite)  # a record may be anybody's, and this becomes a path
     return docstring_line(configs / f"{suite}.py") if is_name else ""
 
 

@@ -14,8 +14,10 @@ from kdep_bench.results.report.board_rows import BoardView
 
 # CSS classes of entries; see page.css.
 LEFT = "l"  # left-aligned
-LEFT_WIDE = "l w"  # left-aligned, with a minimum width
+LEFT_NARROW = "l s"  # left-aligned, with a small minimum width
+LEFT_WIDE = "l w"  # left-aligned, with a large minimum width
 ONE_LINE = "n"  # not wrapped
+LEFT_ONE_LINE = f"{LEFT} {ONE_LINE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def name_entry(name: str, limit: int = 80) -> Entry:
 
 
 def _name_css(label: str) -> str:
-    return f"{LEFT} {ONE_LINE}" if len(label) <= 34 else LEFT
+    return LEFT_ONE_LINE if len(label) <= 34 else LEFT
 
 
 def chip_entry(status: str, label: str = "", css: str = ONE_LINE) -> Entry:

@@ -1,4 +1,4 @@
-"""Sections with scores: notes on the data, summary, claims, task families, classes."""
+"""Sections of the page: notes on the data, summary, claims, scores by task family and by class."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from kdep_bench.results.report import board_rows, data_notes, markdown, plots
 from kdep_bench.results.report.board_rows import BoardView
 from kdep_bench.results.report.page.entries import (
     LEFT,
+    LEFT_NARROW,
+    LEFT_ONE_LINE,
     LEFT_WIDE,
     ONE_LINE,
     Entry,
@@ -108,11 +110,11 @@ def _claim_table(view: BoardView, caption: str, verdicts: list[Verdict]) -> Tabl
         )
         entries = [
             chip_entry(verdict.verdict, verdict.label, LEFT),
-            Entry(verdict.interval, "l n"),
+            Entry(verdict.interval, LEFT_ONE_LINE),
             claim,
             name_entry(verdict.student or "—"),
             name_entry(verdict.scope),
-            Entry(verdict.threshold, "l s"),
+            Entry(verdict.threshold, LEFT_NARROW),
             Entry(text.plain(verdict.reason, 300), LEFT_WIDE),
             Entry(verdict.cost),
             number_entry(text.count(verdict.seeds_to_decide), verdict.seeds_to_decide),
@@ -137,7 +139,7 @@ def family_section(view: BoardView, index: int, drawn: Sequence[plots.Plot]) -> 
     chance = [
         number_entry(text.points(view.board.chance[c]), view.board.chance[c]) for c in columns
     ]
-    rows.append((CHANCE, [Entry("", "l"), Entry("chance", "l"), *chance, Entry("")]))
+    rows.append((CHANCE, [Entry("", LEFT), Entry("chance", LEFT), *chance, Entry("")]))
     head = ["student", "method", *(text.plain(names[c], 60) for c in columns), "labels used"]
     title = f"Task family: {text.plain(family, 60) or 'unnamed'}"
     return Section(
@@ -150,7 +152,7 @@ def family_section(view: BoardView, index: int, drawn: Sequence[plots.Plot]) -> 
 
 
 def _best_first(view: BoardView, columns: Sequence[Column]) -> list[RowKey]:
-    """The rows of a task family by their mean score; rows without all scores last."""
+    """The rows of a task family by student, then mean score; rows without all scores last."""
 
     def place(row: RowKey) -> tuple[str, bool, float]:
         estimates = [view.board.result(row, c).estimate for c in columns]
