@@ -111,12 +111,15 @@ def check_optimizer(config: Json, where: str) -> None:
             except KdepError as fault:
                 faults.add(fault)
                 del arguments[name]  # it would be reported again below
-    betas = arguments.pop("betas", None)
+    betas = config.get("betas")
     if betas is not None:
-        with faults.collect():
+        try:
             check_value("list", betas, where, "betas")
             for beta in betas:
                 check_value("BelowOne", beta, where, "betas")
+        except KdepError as fault:
+            faults.add(fault)
+            del arguments["betas"]
     if path is not None:
         with faults.collect():
             check_arguments({**arguments, "type": path}, where, passed_by_stage=("params",))

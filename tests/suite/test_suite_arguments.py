@@ -56,6 +56,7 @@ def one_method(base: str = "kdep", **entries: Any) -> dict[str, Any]:
         (dict(type="AdamW", lr=0.1, momentum=0.9), "'momentum'"),
         (dict(type="AdamW", lr=0.1, betas=[0.9, 1.0]), "less than 1"),
         (dict(type="AdamW", lr=0.1, betas=0.9), "betas"),
+        (dict(SGD, betas=[0.9, 0.99]), "'betas' in"),
     ],
 )
 def test_an_optimiser_that_could_not_train_is_refused(optimizer, message):
