@@ -28,6 +28,7 @@ from kdep_bench.files import plain_text
 
 ARRAYS = ("classes", "text", "projection")
 _WRITE = "write it with np.savez(file, classes=names, text=embeddings)"
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error)
 _LISTED = 4  # largest number of class names that an error lists
 
 
@@ -151,7 +152,8 @@ def _arrays(path: Path, name: str) -> dict[str, np.ndarray]:
         with stored:
             stored_names = stored.files
             arrays = {key: stored[key] for key in stored_names if key in ARRAYS}
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as e:
+    # zipfile raises a RuntimeError for encrypted files, and for unknown methods of compression.
+    except (OSError, ValueError, EOFError, MemoryError, RuntimeError, *_ZIP_ERRORS) as e:
         raise KdepError(
             f"the file of text embeddings {name} cannot be read ({plain_text(e)})",
             expected="a file of np.savez, without Python objects",

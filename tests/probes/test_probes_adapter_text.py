@@ -220,7 +220,13 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.npz").touch()
     whole = Path(write_texts(tmp_path / "whole.npz", np.eye(4))).read_bytes()
     (tmp_path / "short.npz").write_bytes(whole[: len(whole) // 2])
-    for name in ("one.npy", "torch.npz", "empty.npz", "short.npz", "absent.npz", ""):
+    # Two fields of the first entry of the zip directory.
+    for name, position in (("encrypted.npz", 8), ("method.npz", 10)):
+        damaged = bytearray(whole)
+        damaged[whole.index(b"PK\x01\x02") + position] |= 0x41
+        (tmp_path / name).write_bytes(damaged)
+    names = ("one.npy", "torch.npz", "empty.npz", "short.npz", "encrypted.npz", "method.npz")
+    for name in (*names, "absent.npz", ""):
         with pytest.raises(KdepError):
             read_text_embeddings(tmp_path / name)
 
