@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -254,8 +255,8 @@ def check_unpacking(folder: Path) -> Iterator[Finding]:
             "fault",
             f"data set {folder.name}",
             f"the unpacking of an archive was interrupted: the temporary file {temporary_file} "
-            f"exists. Fix: run: kdep-bench data {folder.name} --root {folder.parent}; it resumes "
-            "there.",
+            f"exists. Fix: run: kdep-bench data {folder.name} --root "
+            f"{shlex.quote(str(folder.parent))} --archives DOWNLOADS; it resumes there.",
         )
 
 

@@ -40,6 +40,7 @@ def test_every_fault_is_listed_and_counted(tmp_path: Path) -> None:
     for image, message in zip(images, ("0 bytes", "truncated", "CMYK", "EXIF"), strict=True):
         assert any(image.name in str(f) and message in str(f) for f in findings), (image, text)
     assert "the unpacking of an archive was interrupted" in text
+    assert f"kdep-bench data ade20k --root {tmp_path} --archives DOWNLOADS; it resumes" in text
     levels = [f.level for f in findings]
     # The data set's check, the half-unpacked file, two damaged images.
     assert levels.count("fault") == 4

@@ -544,6 +544,10 @@ def test_validation_images_go_to_the_class_that_the_ground_truth_names(tmp_path:
     }
     tar(tmp_path / "devkit.tgz", files).rename(downloads / imagenet.DEVKIT)
     root = tmp_path / "root"
+    devkit = (downloads / imagenet.DEVKIT).rename(tmp_path / "devkit.tgz")
+    with pytest.raises(KdepError, match="download ILSVRC2012_devkit_t12"):
+        lay_out(get_set("imagenet"), root, [downloads], quiet, checksums=False)
+    devkit.rename(downloads / imagenet.DEVKIT)
     lay_out(get_set("imagenet"), root, [downloads], quiet, checksums=False)
     images_by_path = {
         p.relative_to(root / "imagenet/val").as_posix(): p.read_bytes()
@@ -554,6 +558,11 @@ def test_validation_images_go_to_the_class_that_the_ground_truth_names(tmp_path:
     # Images that are sorted already stay in their folders.
     lay_out(get_set("imagenet"), root, [downloads], quiet, checksums=False)
     assert len(list((root / "imagenet/val").rglob("*.JPEG"))) == 4
+    # The fix for a damaged file names the set and its root.
+    next((root / "imagenet/val").rglob("*1.JPEG")).rename(root / "imagenet/val" / names[0])
+    (root / "imagenet/devkit/data/ILSVRC2012_validation_ground_truth.txt").write_bytes(b"")
+    with pytest.raises(KdepError, match=f"data imagenet --root {root} "):
+        lay_out(get_set("imagenet"), root, [downloads], quiet, checksums=False)
 
 
 def test_a_damaged_imagenet_image_is_refused_and_png_or_cmyk_is_not(tmp_path: Path) -> None:

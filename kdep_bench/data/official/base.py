@@ -158,7 +158,10 @@ def lay_out(
             digests[archive.name] = check_archive(paths[archive.name], archive, progress)
     folder.mkdir(parents=True, exist_ok=True)
     if dataset.lay_out is not None:
-        dataset.lay_out(folder, paths, progress)
+        try:
+            dataset.lay_out(folder, paths, progress)
+        except KdepError as e:
+            raise _with_command(e, dataset, root) from None
     else:
         for path in paths.values():
             unpack(path, folder, progress)

@@ -105,7 +105,14 @@ def _sort_val(folder: Path, progress: Progress) -> None:
     unsorted = sorted((folder / "val").glob("ILSVRC2012_val_*.JPEG"))
     if not unsorted:
         return
-    data = need_dir(folder / "devkit" / "data", f"the devkit ({DEVKIT})")
+    data = folder / "devkit" / "data"
+    if not data.is_dir():
+        raise KdepError(
+            f"the folder {data}, with the classes of the validation images, does not exist",
+            expected=f"the devkit ({DEVKIT})",
+            fix=f"download {DEVKIT} from {_HOMEPAGE} into the folder of the other archives, and "
+            "run the same command again",
+        )
     wnids = _wnids(data / "meta.mat")
     truth = lines(data / "ILSVRC2012_validation_ground_truth.txt", "one class number per image")
     for i, file in enumerate(unsorted):
