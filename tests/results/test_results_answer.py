@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -72,6 +73,19 @@ def test_all_methods_among_the_best_are_named_in_one_sentence():
     sentences = answer_sentences(grid(scores))
     note = "(sorted by mean; none is significantly worse than the first)."
     assert f"Best of 5 rows on probe: m0, m1 {note}" in sentences
+
+
+def test_a_significant_difference_is_not_denied_where_all_rows_are_among_the_best():
+    """A difference of two rows is corrected for fewer comparisons than the marks of the best."""
+    means = {"m0": 0.488, "kdep": 0.5, "scratch": 0.476, "m1": 0.488, "m2": 0.488, "m3": 0.488}
+    orders = itertools.permutations((-0.01, 0.0, 0.01))
+    scores = {
+        name: {"probe": [mean + noise for noise in order]}
+        for (name, mean), order in zip(means.items(), orders, strict=True)
+    }
+    sentences = answer_sentences(grid(scores))
+    assert sentences[0].startswith("kdep scores higher than no pre-training: +2.4 points")
+    assert "All 6 rows are among the best on probe." in sentences
 
 
 def test_a_mean_below_chance_or_below_scratch_is_marked():

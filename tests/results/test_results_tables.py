@@ -359,8 +359,24 @@ def test_columns_without_a_value_and_settings_with_one_value_are_left_out():
         "The same in every row: data fraction 10 % (none for scratch).",
         "",
     ]
+    # The row without a value is not named if another row has the same name, or rows have no name.
+    for named in (["resnet18_w32", "kdep", "—", "—", "20.0"], ["resnet18_w32", "", "—", "—", "20"]):
+        shown = markdown._table(view, head, [*rows[:2], named], 2)
+        assert shown[0] == "| method | data fraction | probe (top1) |"
+        assert "The same in every row" not in "".join(shown)
+    shown = markdown._table(view, ["comparison", "seed pairs"], [["a - b", "3"], ["c - b", "—"]], 1)
+    assert shown[-2] == "The same in every row: seed pairs 3 (none for c - b)."
     one_row = markdown._table(view, head, rows[:1], 2)
     assert one_row[0] == "| method | data fraction | probe (top1) |"
+
+
+def test_the_legend_explains_missing_marks_only_where_methods_are_compared():
+    one_each = grid({"kdep": {"probe": [0.5, 0.6]}})
+    one_each += grid({"kdep": {"probe": [0.4, 0.5]}}, student={"name": "other", "width": 64})
+    view = board_rows.make_view(board_of(one_each))
+    assert markdown._NO_BEST not in markdown.legend(view, "")
+    view = board_rows.make_view(board_of(grid({m: {"probe": [0.5]} for m in ("kdep", "svd")})))
+    assert markdown._NO_BEST in markdown.legend(view, "")
 
 
 def test_a_single_row_is_not_among_the_best():

@@ -164,8 +164,10 @@ def _best(board: Board, student: str, labels: Mapping[RowKey, str]) -> list[str]
         )
         names = [labels[row] for row in ordered]
         n_rows = len(board.rows_of(student))
+        # This does not state that no difference is significant: the differences of single pairs
+        # are corrected for other numbers of comparisons.
         if len(names) == n_rows:
-            lines.append(f"No method is significantly better than another on {column.task}.")
+            lines.append(f"All {n_rows} rows are among the best on {column.task}.")
             continue
         # The name of a transfer method contains a comma.
         shown = first_of(names, MAX_NAMES, "; " if any(", " in n for n in names) else ", ")

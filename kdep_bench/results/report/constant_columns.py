@@ -40,8 +40,9 @@ def constant(
 ) -> dict[int, str]:
     """Index -> value of the columns of `SETTINGS` with one value; empty for a single row.
 
-    Up to MAX_DASHES rows may have a dash, such as the row without pre-training. The text of the
-    value names them. A column of dashes is not constant but empty.
+    Up to MAX_DASHES rows may have a dash, such as the row without pre-training, if their names
+    distinguish them from the other rows. The text of the value names them. A column of dashes is
+    not constant but empty.
 
     Args:
         head: headings.
@@ -53,10 +54,13 @@ def constant(
     same = {}
     for i, heading in enumerate(head):
         values = {row[i] for row in rows} - {DASH}
+        if heading not in SETTINGS or len(values) != 1:
+            continue
         without = [name for row, name in zip(rows, names, strict=True) if row[i] == DASH]
-        if heading not in SETTINGS or len(values) != 1 or len(without) > MAX_DASHES:
+        with_value = {name for row, name in zip(rows, names, strict=True) if row[i] != DASH}
+        if len(without) > MAX_DASHES or not with_value.isdisjoint(without) or "" in without:
             continue
         same[i] = next(iter(values))
         if without:
-            same[i] += f" (none for {', '.join(dict.fromkeys(n for n in without if n))})"
+            same[i] += f" (none for {', '.join(dict.fromkeys(without))})"
     return same

@@ -80,7 +80,7 @@ def legend(view: BoardView, best: str) -> list[str]:
     sentences = [_SCORES]
     if any(view.is_bold(*place) for place in places):
         sentences.append(_BEST.format(best=best))
-    elif len(view.board.rows) > 1:
+    elif view.has_comparisons:
         sentences.append(_NO_BEST)
     sentences.append(_INTERVALS)
     return sentences + [_INCOMPLETE] * is_incomplete + [_LOW] * has_low
@@ -115,7 +115,8 @@ def _table(
         head, rows, left: as in `md_table`.
         chance: the row of chance scores, which is the last one.
     """
-    names = [dict(zip(head, row, strict=True)).get("method", "") for row in rows]
+    columns = [head.index(name) for name in ("method", "comparison") if name in head]
+    names = [row[columns[0]] if columns else "" for row in rows]
     same = constant_columns.constant(head, rows, names)
     hidden = {*same, *constant_columns.empty(head, rows)}
     hidden |= {i for i, name in enumerate(head) if name == "student" and view.has_one_student}
