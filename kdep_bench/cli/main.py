@@ -35,7 +35,7 @@ ALIASES = {
     "clean": (
         "work-dir",
         ("--gc",),
-        "list stages that neither a suite nor results need; --delete removes them",
+        "list stages that neither the suites nor a results folder uses; --delete removes them",
     )
 }
 # Commands that list configs. `data-sets` runs `run --list data`, the others `run --list NAME`.

@@ -30,6 +30,17 @@ def test_one_method_name_with_two_learning_rates_has_a_remark(results):
     ), remarks
 
 
+def test_the_remark_on_a_diverged_transfer_names_the_row_with_its_epochs(results):
+    runs = [
+        record("kdep", "probe", 0.5, budget={"epochs": epochs}, curves={"loss": losses})
+        for epochs, losses in ((4.0, [[0, 1.0], [1, 0.5]]), (64.0, [[0, 1.0], [1, 5.0]]))
+    ]
+    remarks = [r for r in board_of(results(runs)).remarks if "diverged" in r]
+    assert len(remarks) == 1
+    assert "of kdep · 64 epochs (resnet18_w32) on probe diverged for 1 seed" in remarks[0]
+    assert "5 times its first value" in remarks[0]
+
+
 def test_one_method_name_with_two_configurations_has_a_remark(results):
     runs = grid({"kdep": {"probe": [0.5, 0.6, 0.7]}})
     assert not any("but one name" in r for r in board_of(results(runs)).remarks)

@@ -91,6 +91,9 @@ class Result:
         return self._estimate
 
 
+Results = Mapping[tuple[RowKey, Column], Result]
+
+
 @dataclass(slots=True)
 class Board:
     """Rows, columns and results of a suite, from which tables, claims and the page are made.
@@ -317,6 +320,25 @@ def _places(runs: list[Run]) -> dict[tuple[int, ...], tuple[RowKey, Column]]:
     }
 
 
+def labels_of(rows: Iterable[RowKey]) -> dict[RowKey, str]:
+    """Row -> name: the method, with teacher, data fraction or epochs if its rows differ in them."""
+    groups: dict[tuple[str, str], list[RowKey]] = defaultdict(list)
+    for row in rows:
+        groups[row.student, row.method].append(row)
+    labels = {}
+    for group in groups.values():
+        for row in group:
+            extra = []
+            if len({a.teacher for a in group}) > 1:
+                extra.append(row.teacher or "no teacher")
+            if len({a.fraction for a in group}) > 1:
+                extra.append(f"{100 * row.fraction:g} % data")
+            if len({a.epochs for a in group}) > 1:
+                extra.append("epochs unknown" if row.epochs is None else f"{row.epochs:g} epochs")
+            labels[row] = " · ".join([row.method, *extra])
+    return labels
+
+
 def make_board(store: Store, suite: str | None = None) -> Board:
     """The board of the runs in `store`; with `suite`, of the runs of that suite only."""
     remarks: list[str] = []
@@ -365,22 +387,22 @@ def _common_suite(runs: list[Run]) -> str:
 DIVERGED = 3.0
 
 
-def _divergence_remarks(runs: list[Run]) -> list[str]:
+def _divergence_remarks(results: Results, labels: Mapping[RowKey, str]) -> list[str]:
     """Remarks on transfers whose loss rose to DIVERGED times its first value, by row and task."""
-    rises: dict[tuple[str, str, str], list[float]] = {}
-    for r in runs:
-        if r.loss_rise >= DIVERGED:
-            rises.setdefault((r.student.name, r.arm.method, r.task.name), []).append(r.loss_rise)
-    return [
-        f"Transfer training of {shorten(method)} ({shorten(student)}) on {shorten(task)} diverged "
-        f"for {len(loss_rises)} seed{'s' if len(loss_rises) > 1 else ''}: the loss rose to "
-        f"{max(loss_rises):.0f} times its first value. The score reflects the recipe, not the "
-        "weights."
-        for (student, method, task), loss_rises in sorted(rises.items())
-    ]
+    remarks = []
+    for (row, column), result in results.items():
+        rises = [run.loss_rise for run in result.runs if run.loss_rise >= DIVERGED]
+        if rises:
+            remarks.append(
+                f"Transfer training of {shorten(labels[row])} ({shorten(row.student)}) on "
+                f"{shorten(column.task)} diverged for {len(rises)} "
+                f"seed{'s' if len(rises) > 1 else ''}: the loss rose to {max(rises):.0f} times its "
+                "first value. The score reflects the recipe, not the weights."
+            )
+    return remarks
 
 
-def _configuration_remarks(results: Mapping[tuple[RowKey, Column], Result]) -> list[str]:
+def _configuration_remarks(results: Results, labels: Mapping[RowKey, str]) -> list[str]:
     """Remarks on rows whose runs on a task have several configurations."""
     remarks = []
     for (row, column), result in results.items():
@@ -394,7 +416,7 @@ def _configuration_remarks(results: Mapping[tuple[RowKey, Column], Result]) -> l
             listed = ", ".join(f"{lr:g}" for lr in sorted(filter(None, learning_rates)))
             difference = f"the learning rates {listed}"
         remarks.append(
-            f"The {len(scored)} runs of {shorten(row.method)} ({shorten(row.student)}) on "
+            f"The {len(scored)} runs of {shorten(labels[row])} ({shorten(row.student)}) on "
             f"{shorten(column.task)} have {difference}, but one name. Their mean mixes them."
         )
     return remarks
@@ -462,10 +484,10 @@ def _coverage_remarks(runs: list[Run]) -> list[str]:
     ]
 
 
-def _equal_score_remarks(results: Mapping[tuple[RowKey, Column], Result]) -> list[str]:
+def _equal_score_remarks(results: Results, labels: Mapping[RowKey, str]) -> list[str]:
     """Remarks on rows with the same score for every seed of a task."""
     return [
-        f"All {len(result.values)} seeds of {shorten(row.method)} on {shorten(column.task)} have "
+        f"All {len(result.values)} seeds of {shorten(labels[row])} on {shorten(column.task)} have "
         "the same score. The seed may have no effect."
         for (row, column), result in results.items()
         if len(result.values) > 2 and len(set(result.values.values())) == 1
@@ -484,16 +506,17 @@ def _device_remarks(runs: list[Run]) -> list[str]:
     ]
 
 
-def _all_remarks(runs: list[Run], results: dict[tuple[RowKey, Column], Result]) -> list[str]:
+def _all_remarks(runs: list[Run], results: Results) -> list[str]:
     """Remarks on everything that could make the scores or times misleading."""
+    labels = labels_of({row for row, _ in results})
     return [
         *_fingerprint_remarks(runs),
         *_coverage_remarks(runs),
-        *_equal_score_remarks(results),
+        *_equal_score_remarks(results, labels),
         *_submission_remarks(runs),
-        *_configuration_remarks(results),
+        *_configuration_remarks(results, labels),
         *_version_remarks(results),
-        *_divergence_remarks(runs),
+        *_divergence_remarks(results, labels),
         *_epoch_remarks(runs),
         *_device_remarks(runs),
     ]

@@ -79,9 +79,9 @@ FAMILIES = (
     "methods differ, each answer is followed by its number of methods.",
     "Step time, extra parameters and extra forward passes: median over the methods (minimum to "
     "maximum).",
-    "Mean difference: paired by seeds, over all tasks and all methods of the family except kdep "
-    "itself and methods with a failed or missing seed. The interval covers the variation between "
-    "seeds, not between methods.",
+    "Mean difference: paired by seeds, over all tasks and all methods of the family except methods "
+    "with a failed or missing seed. The difference from kdep leaves out kdep itself. The interval "
+    "covers the variation between seeds, not between methods.",
 )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from kdep_bench.results.board.board import Board, RowKey
+from kdep_bench.results.board.board import Board, RowKey, labels_of
 from kdep_bench.results.records.record import Align, Method, RecordedTeacher, Student, Transfer
 from kdep_bench.results.records.store import Run
 
@@ -116,22 +115,3 @@ def _largest(values: Iterable[int | None]) -> int | None:
 def row_labels(board: Board) -> dict[RowKey, str]:
     """Row names of a board; see `labels_of`."""
     return labels_of(board.rows)
-
-
-def labels_of(rows: Iterable[RowKey]) -> dict[RowKey, str]:
-    """Row -> name: the method, with teacher, data fraction or epochs if its rows differ in them."""
-    groups: dict[tuple[str, str], list[RowKey]] = defaultdict(list)
-    for row in rows:
-        groups[row.student, row.method].append(row)
-    labels = {}
-    for group in groups.values():
-        for row in group:
-            extra = []
-            if len({a.teacher for a in group}) > 1:
-                extra.append(row.teacher or "no teacher")
-            if len({a.fraction for a in group}) > 1:
-                extra.append(f"{100 * row.fraction:g} % data")
-            if len({a.epochs for a in group}) > 1:
-                extra.append("epochs unknown" if row.epochs is None else f"{row.epochs:g} epochs")
-            labels[row] = " · ".join([row.method, *extra])
-    return labels

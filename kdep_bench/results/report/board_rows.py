@@ -455,6 +455,14 @@ def command(board: Board, row: RowKey) -> str:
     return text.command(runs[0].suite, only)
 
 
+def commands(board: Board) -> dict[tuple[str, str], list[RowKey]]:
+    """(student, command) -> the rows that this command reproduces, which may be several."""
+    rows_of: dict[tuple[str, str], list[RowKey]] = {}
+    for row in board.rows:
+        rows_of.setdefault((row.student, command(board, row)), []).append(row)
+    return rows_of
+
+
 def answers(view: BoardView) -> dict[str, list[str]]:
     """Student -> the sentences at the top of its leaderboard."""
     sentences = {

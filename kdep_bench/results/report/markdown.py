@@ -32,7 +32,7 @@ from kdep_bench.results.report.board_rows import (
     DifferenceRow,
     answers,
     column_names,
-    command,
+    commands,
     cost_entries,
     difference_rows,
     environment,
@@ -567,15 +567,15 @@ REPRODUCE_HEAD = ["student", "method", "command"]
 
 
 def _reproduce(view: BoardView) -> list[str]:
-    rows = []
-    for row in view.board.rows:
-        line = command(view.board, row)
-        rows.append([text.md(row.student), text.md(view.labels[row]), text.code(line)])
+    rows = [
+        [text.md(student), ", ".join(text.md(view.labels[r]) for r in reproduced), text.code(line)]
+        for (student, line), reproduced in commands(view.board).items()
+    ]
     if not rows:
         return []
     note = (
-        "`kdep-bench report <this folder>` rebuilds this file from its records. The commands "
-        "below train and evaluate each row again."
+        "`kdep-bench report <this folder>` rebuilds this file from its records. Each command below "
+        "trains and evaluates all rows named in its line again."
     )
     return ["## Reproduce", "", note, "", *_table(view, REPRODUCE_HEAD, rows, 3)]
 

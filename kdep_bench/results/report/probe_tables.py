@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 from kdep_bench.results import text
 from kdep_bench.results.board import teachers
-from kdep_bench.results.board.board import RowKey
-from kdep_bench.results.board.row_summary import labels_of
+from kdep_bench.results.board.board import RowKey, labels_of
 from kdep_bench.results.records.probe_record import ProbeRecord
 
 HEADING = "Probes"

@@ -127,11 +127,13 @@ def environment_section(board: Board) -> Section | None:
 
 
 def reproduce_section(view: BoardView) -> Section | None:
-    """The command of each row."""
+    """The commands that reproduce the rows."""
     rows = []
-    for row in view.board.rows:
-        command = Entry(board_rows.command(view.board, row), LEFT_WIDE, kind="code")
-        rows.append((row.student, [name_entry(row.student), row_entry(view, row), command]))
+    for (student, line), reproduced in board_rows.commands(view.board).items():
+        first, *others = reproduced
+        names = ", ".join(board_rows.row_name(view, row) for row in reproduced)
+        label = name_entry(names, 300) if others else row_entry(view, first)
+        rows.append((student, [name_entry(student), label, Entry(line, LEFT_WIDE, kind="code")]))
     if not rows:
         return None
     table = page_table(view, "Reproduce", markdown.REPRODUCE_HEAD, rows, 3)
