@@ -32,8 +32,10 @@ def test_one_method_name_with_two_learning_rates_has_a_remark(results):
 
 def test_the_remark_on_a_diverged_transfer_names_the_row_with_its_epochs(results):
     runs = [
-        record("kdep", "probe", 0.5, budget={"epochs": epochs}, curves={"loss": losses})
-        for epochs, losses in ((4.0, [[0, 1.0], [1, 0.5]]), (64.0, [[0, 1.0], [1, 5.0]]))
+        record("kdep", "probe", 0.5, pretrain=k, budget={"epochs": epochs}, curves={"loss": losses})
+        for k, (epochs, losses) in enumerate(
+            ((4.0, [[0, 1.0], [1, 0.5]]), (64.0, [[0, 1.0], [1, 5.0]]))
+        )
     ]
     remarks = [r for r in board_of(results(runs)).remarks if "diverged" in r]
     assert len(remarks) == 1
