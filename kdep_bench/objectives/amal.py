@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from kdep_bench.bounds import BelowOne, Count, Fraction, Positive
 from kdep_bench.errors import KdepError
+from kdep_bench.objectives.auxiliary import AuxiliaryModule, AuxiliaryModules
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.held_out import is_held_out
 from kdep_bench.objectives.logit_kd import soft_kl
-from kdep_bench.objectives.players import Player, Players
 
 MIN_WEIGHT = 1e-7  # weights are clamped to [MIN_WEIGHT, 2 - MIN_WEIGHT], as in the source
 
@@ -50,7 +50,7 @@ class Amal(Objective):
     needs = frozenset({"logits", "labels", "classes"})
     requires = frozenset({"width", "classes", "teacher_classes", "views", "pool_images"})
     couples_samples = True
-    has_players = True  # player: a part with its own optimiser
+    has_auxiliary_modules = True  # auxiliary module: a part with its own optimiser
 
     def __init__(
         self,
@@ -87,14 +87,14 @@ class Amal(Objective):
         self.virtual_lr = float(virtual_lr)
         self.optimizer = dict(optimizer or {"type": "SGD", "lr": 1500.0})
 
-    def players(self) -> dict[str, Player]:
-        return {"mixing": Player(self.mixing, self.optimizer, scheduled=False)}
+    def auxiliary_modules(self) -> dict[str, AuxiliaryModule]:
+        return {"mixing": AuxiliaryModule(self.mixing, self.optimizer, scheduled=False)}
 
     def is_held_out(self, images: Tensor) -> Tensor:
         """[B] bool for image numbers [B]: whether an image is held out; the same in every run."""
         return is_held_out(images, self.held_out)
 
-    def play(self, ctx: Context, players: Players) -> None:
+    def update_auxiliary(self, ctx: Context, auxiliary: AuxiliaryModules) -> None:
         if ctx.step % self.every or ctx.step < self.warmup * ctx.steps:
             return
         assert ctx.rows is not None
@@ -118,7 +118,7 @@ class Amal(Objective):
                 )
                 # The gradient of all weights; it is zero for images that are not in the batch.
                 all_zero = torch.zeros_like(self.mixing.weights)
-                players.apply("mixing", [all_zero.index_add(0, images, gradient)])
+                auxiliary.apply("mixing", [all_zero.index_add(0, images, gradient)])
                 self.mixing.weights.clamp_(MIN_WEIGHT, 2 - MIN_WEIGHT)
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.registry import build, locate, type_path
 
 if TYPE_CHECKING:
+    from kdep_bench.objectives.auxiliary import AuxiliaryModule, AuxiliaryModules
     from kdep_bench.objectives.held_out import HeldOutOutputs, TeacherWeights
-    from kdep_bench.objectives.players import Player, Players
     from kdep_bench.teachers.base import TeacherOutput
 
 # Inputs that an objective may read from a batch; Context describes the tensors.
@@ -223,9 +223,9 @@ class Objective(Component):
     """Base class of the pre-training losses; every subclass has its own file.
 
     Class attributes:
-        has_players: whether parts of it have separate optimisers (see `players`). Such an objective
-            raises an error with gradient accumulation, because its players would take one step per
-            micro-batch.
+        has_auxiliary_modules: whether parts of it have separate optimisers (see
+            `auxiliary_modules`). Such an objective raises an error with gradient accumulation,
+            because these parts would take one step per micro-batch.
         reads_from_augment: names that it reads from `Context.extra`, where the method's Augment
             adds them.
         transformer: whether the student must be a vision transformer of timm, whose tokens of the
@@ -246,7 +246,7 @@ class Objective(Component):
             that is not trained (a moving average).
     """
 
-    has_players: ClassVar[bool] = False
+    has_auxiliary_modules: ClassVar[bool] = False
     reads_from_augment: ClassVar[frozenset[str]] = frozenset()
     transformer: ClassVar[bool] = False
     skips_held_out: ClassVar[bool] = False
@@ -296,7 +296,7 @@ class Objective(Component):
                 patches.
         """
 
-    def players(self) -> dict[str, Player]:
+    def auxiliary_modules(self) -> dict[str, AuxiliaryModule]:
         """Submodules with a separate optimiser, by name (an adversary, meta-learned weights).
 
         They are stored in checkpoints and dropped at export. No gradient of `terms` reaches them.
@@ -304,11 +304,11 @@ class Objective(Component):
         """
         return {}
 
-    def play(self, ctx: Context, players: Players) -> None:
-        """Updates the players, with `players.minimise`; called in every step before `terms`.
+    def update_auxiliary(self, ctx: Context, auxiliary: AuxiliaryModules) -> None:
+        """Updates the auxiliary modules, with `auxiliary.minimise`; called before each `terms`.
 
         The student's weights are the same as in `terms`. Its features in `ctx` are part of the
-        autograd graph, but `minimise` computes gradients for the player's parameters only.
+        autograd graph, but `minimise` computes gradients for the module's parameters only.
         """
 
 
@@ -321,7 +321,7 @@ class Demands:
     couples_samples: bool
     forwards: float = 0
     levels_before: frozenset[str] = frozenset()
-    has_players: bool = False
+    has_auxiliary_modules: bool = False
 
     @property
     def pyramid(self) -> bool:
@@ -357,7 +357,8 @@ def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Dem
         kind.couples_samples or any(part.couples_samples for part in parts),
         kind.count_forwards(config) + sum(part.forwards for part in parts),
         kind.levels_before(config).union(*(part.levels_before for part in parts)),
-        getattr(kind, "has_players", False) or any(part.has_players for part in parts),
+        getattr(kind, "has_auxiliary_modules", False)
+        or any(part.has_auxiliary_modules for part in parts),
     )
 
 

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from kdep_bench.bounds import BelowOne, Count, CountOrZero, Fraction, NotNegative, Positive
 from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.networks.resize import resize_map
+from kdep_bench.objectives.auxiliary import AuxiliaryModule, AuxiliaryModules
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.first_batch import FirstBatch
 from kdep_bench.objectives.maps import Maps
-from kdep_bench.objectives.players import Player, Players
 
 # Tensors of the teacher whose mean squares are measured on the first batch.
 QUANTITIES = ("queries", "keys", "values", "tokens")
@@ -209,9 +209,9 @@ class CrossArchitectureViews(CrossArchitecture):
 
     D is a network of three linear layers on the mean token of an image, in units of the teacher's
     root mean square, with a sigmoid. A separate optimiser minimises -log D(h) - log(1 - D(h_s))
-    before every step; L_G = log(1 - D(h_s)) trains the student. D is a player: a part with its own
-    optimiser (objectives/players.py). It is dropped at export. The paper's augmented views are made
-    by the method's augmentation (augments.multi_view.MultiView), not here.
+    before every step; L_G = log(1 - D(h_s)) trains the student. D is an auxiliary module: a part
+    with its own optimiser (objectives/auxiliary.py). It is dropped at export. The paper's augmented
+    views are made by the method's augmentation (augments.multi_view.MultiView), not here.
 
     Source: as for CrossArchitecture; l, the widths, slopes and optimiser of D are this project's.
 
@@ -222,7 +222,7 @@ class CrossArchitectureViews(CrossArchitecture):
         All other arguments: as in CrossArchitecture.
     """
 
-    has_players = True  # player: a part with its own optimiser
+    has_auxiliary_modules = True  # auxiliary module: a part with its own optimiser
 
     def __init__(
         self,
@@ -253,20 +253,20 @@ class CrossArchitectureViews(CrossArchitecture):
         )
         self.adversarial, self.optimizer = float(adversarial), dict(optimizer or ADAM)
 
-    def players(self) -> dict[str, Player]:
-        return {"discriminator": Player(self.discriminator, self.optimizer)}
+    def auxiliary_modules(self) -> dict[str, AuxiliaryModule]:
+        return {"discriminator": AuxiliaryModule(self.discriminator, self.optimizer)}
 
     def logit(self, ctx: Context, tokens_BND: Tensor) -> Tensor:
         """[B]: the logit of D for tokens of teacher or student."""
         unit = self.mean_square(self.teacher_tokens(ctx), "tokens").sqrt()
         return self.discriminator(tokens_BND.mean(1) / unit)[:, 0]
 
-    def play(self, ctx: Context, players: Players) -> None:
+    def update_auxiliary(self, ctx: Context, auxiliary: AuxiliaryModules) -> None:
         student = self.student_tokens(ctx, self.student_map(ctx))
         # -log D = softplus(-logit), -log(1 - D) = softplus(logit)
         real = F.softplus(-self.logit(ctx, self.teacher_tokens(ctx)))
         loss = real + F.softplus(self.logit(ctx, student.detach()))
-        players.minimise("discriminator", loss.mean())
+        auxiliary.minimise("discriminator", loss.mean())
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         student = self.student_tokens(ctx, self.student_map(ctx))

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from kdep_bench.augments.rotations import TURNS
 from kdep_bench.bounds import NotNegative, Positive
+from kdep_bench.objectives.auxiliary import AuxiliaryModule, AuxiliaryModules
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.logit_kd import soft_kl
 from kdep_bench.objectives.maps import Maps, check_levels
-from kdep_bench.objectives.players import Player, Players
 from kdep_bench.teachers.base import TeacherOutput
 
 SGD: Mapping[str, Any] = {
@@ -120,7 +120,7 @@ class Hssakd(Objective):
 
     needs = frozenset({"labels", "pooled", "maps"})
     requires = frozenset({"width", "classes", "teacher_width", "student_maps", "teacher_maps"})
-    has_players = True  # player: a part with its own optimiser
+    has_auxiliary_modules = True  # auxiliary module: a part with its own optimiser
     reads_from_augment = frozenset({"rotation"})
 
     def __init__(
@@ -148,10 +148,10 @@ class Hssakd(Objective):
         self.teacher = TeacherHeads(teacher_width, maps, teacher_maps, classes)
         self.optimizer = dict(optimizer or SGD)
 
-    def players(self) -> dict[str, Player]:
-        return {"teacher_heads": Player(self.teacher, self.optimizer)}
+    def auxiliary_modules(self) -> dict[str, AuxiliaryModule]:
+        return {"teacher_heads": AuxiliaryModule(self.teacher, self.optimizer)}
 
-    def play(self, ctx: Context, players: Players) -> None:
+    def update_auxiliary(self, ctx: Context, auxiliary: AuxiliaryModules) -> None:
         assert ctx.teacher is not None
         assert ctx.labels is not None
         main, joint = self.teacher(ctx.teacher)
@@ -159,7 +159,7 @@ class Hssakd(Objective):
         loss = self.unrotated_cross_entropy(ctx, main).mean()
         for logits in joint.values():
             loss = loss + F.cross_entropy(logits, labels)
-        players.minimise("teacher_heads", loss)
+        auxiliary.minimise("teacher_heads", loss)
 
     def unrotated_cross_entropy(self, ctx: Context, logits_BC: Tensor) -> Tensor:
         """[B]: 4 times the cross-entropy of an unrotated image, 0 for the other rotations.

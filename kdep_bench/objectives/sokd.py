@@ -54,8 +54,8 @@ class SemiOnline(Objective):
             )
         self.level, self.tau = next(iter(levels.values())), float(tau)
         self.head = nn.Linear(width, teacher_classes)
-        # Not in `Objective.players` (networks with their own optimiser): those are updated before
-        # the student's loss, and their losses are not part of the loss curve.
+        # Not in `Objective.auxiliary_modules` (parts with their own optimiser): those are updated
+        # before the student's loss, and their losses are not part of the loss curve.
         self.bridge = reinitialised(build_teacher(teacher_config).tail(self.level))
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:

@@ -17,9 +17,9 @@ from kdep_bench.bounds import Count, Fraction, Positive
 from kdep_bench.data.normalisation import MEAN, STD
 from kdep_bench.errors import KdepError
 from kdep_bench.networks.learned_augment import NAMES, AugmentDraw, LearnedAugment
+from kdep_bench.objectives.auxiliary import AuxiliaryModule, AuxiliaryModules
 from kdep_bench.objectives.base import Context, Objective
 from kdep_bench.objectives.logit_kd import soft_kl
-from kdep_bench.objectives.players import Player, Players
 from kdep_bench.schedules.phases import check_phases, in_phase
 from kdep_bench.teachers.base import build_teacher
 
@@ -60,7 +60,7 @@ class TeachWhatYouShould(Objective):
 
     needs = frozenset({"logits", "teacher_images"})
     requires = frozenset({"width", "teacher_classes", "teacher_config"})
-    has_players = True  # player: a part with its own optimiser
+    has_auxiliary_modules = True  # auxiliary module: a part with its own optimiser
     forwards = 2  # teacher and student on x'
     student_passes = 1
     teacher_passes = 1
@@ -109,14 +109,18 @@ class TeachWhatYouShould(Objective):
     def attach(self, student: nn.Module, new_network: Callable[..., nn.Module]) -> None:
         self._student = [student]
 
-    def players(self) -> dict[str, Player]:
-        return {"augment": Player(self.augment, self.optimizer, scheduled=False, max_norm=MAX_NORM)}
+    def auxiliary_modules(self) -> dict[str, AuxiliaryModule]:
+        return {
+            "augment": AuxiliaryModule(
+                self.augment, self.optimizer, scheduled=False, max_norm=MAX_NORM
+            )
+        }
 
     def in_phase(self, ctx: Context) -> bool:
         """Whether the augmentation learns in this step."""
         return in_phase(ctx.step, ctx.steps, self.phases, self.length)
 
-    def play(self, ctx: Context, players: Players) -> None:
+    def update_auxiliary(self, ctx: Context, auxiliary: AuxiliaryModules) -> None:
         if not self.in_phase(ctx):
             return
         student = self._student[0]
@@ -127,8 +131,10 @@ class TeachWhatYouShould(Objective):
         finally:
             student.train(was_training)
         # An operation that was not chosen has no gradient: it gets 0.
-        gradients = torch.autograd.grad(loss, players.parameters("augment"), materialize_grads=True)
-        players.apply("augment", gradients)
+        gradients = torch.autograd.grad(
+            loss, auxiliary.parameters("augment"), materialize_grads=True
+        )
+        auxiliary.apply("augment", gradients)
 
     def augment_loss(self, ctx: Context, draw: AugmentDraw) -> Tensor:
         """[B]: the loss that the augmentation minimises."""

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdep_bench.errors import KdepError
+from kdep_bench.objectives.auxiliary import AuxiliaryModule, AuxiliaryModules
 from kdep_bench.objectives.base import Context, Objective, build_args_of_part, build_objective
-from kdep_bench.objectives.players import Player, Players
 from kdep_bench.objectives.weighting import build_weighting
 from kdep_bench.schedules.build import as_schedule
 
@@ -102,18 +102,18 @@ class WeightedSum(Objective):
             assert isinstance(member, Objective)
             member.before_student(extra)
 
-    def players(self) -> dict[str, Player]:
+    def auxiliary_modules(self) -> dict[str, AuxiliaryModule]:
         return {
-            f"{name}.{player_name}": player
+            f"{name}.{part_name}": auxiliary
             for name, member in self.members.items()
             if isinstance(member, Objective)
-            for player_name, player in member.players().items()
+            for part_name, auxiliary in member.auxiliary_modules().items()
         }
 
-    def play(self, ctx: Context, players: Players) -> None:
+    def update_auxiliary(self, ctx: Context, auxiliary: AuxiliaryModules) -> None:
         for name, member in self.members.items():
             assert isinstance(member, Objective)
-            member.play(self._part_context(name, ctx), players.part(name))
+            member.update_auxiliary(self._part_context(name, ctx), auxiliary.part(name))
 
     def after_step(self) -> None:
         for member in self.members.values():

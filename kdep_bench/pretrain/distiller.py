@@ -15,8 +15,8 @@ from kdep_bench.data.normalisation import MEAN, STD
 from kdep_bench.errors import KdepError
 from kdep_bench.features.target import build_target
 from kdep_bench.networks.backbone import PreActivationTap, build_backbone, pool
+from kdep_bench.objectives.auxiliary import AuxiliaryModules
 from kdep_bench.objectives.base import Context, StudentOutput, build_objective, demands
-from kdep_bench.objectives.players import Players
 from kdep_bench.objectives.roles import SINGLE_ROLE
 from kdep_bench.pretrain.compiled import compiled
 from kdep_bench.pretrain.parallel import (
@@ -132,9 +132,9 @@ class Distiller(BaseModel):
         micro_batch: number of the current micro-batch of the step, from 0.
 
     Raises:
-        KdepError: an unknown precision, gradient accumulation with players (parts of an objective
-            with their own optimiser), a student whose network does not fit its config, or a peer
-            with the student's initial weights.
+        KdepError: an unknown precision, gradient accumulation with auxiliary modules (parts of an
+            objective with their own optimiser), a student whose network does not fit its config, or
+            a peer with the student's initial weights.
     """
 
     mean: Tensor
@@ -191,7 +191,7 @@ class Distiller(BaseModel):
             ),
         )
         _check_peers(self.backbone, self.objective)
-        self.players = self._players(objective, accumulate)
+        self.auxiliary = self._auxiliary(objective, accumulate)
         if world_size() > 1:
             # BatchNorm of projectors and peers is synchronised like the student's.
             share_batch_norm(self.backbone)
@@ -201,13 +201,13 @@ class Distiller(BaseModel):
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
-    def _players(self, objective: Mapping[str, Any], accumulate: int) -> Players | None:
+    def _auxiliary(self, objective: Mapping[str, Any], accumulate: int) -> AuxiliaryModules | None:
         """The objective's networks with their own optimisers; None if it has none.
 
         Raises:
             KdepError: they would take a step in each of several micro-batches.
         """
-        if not demands(objective).has_players:
+        if not demands(objective).has_auxiliary_modules:
             return None
         if accumulate > 1:
             raise KdepError(
@@ -215,7 +215,7 @@ class Distiller(BaseModel):
                 f"would take a step in each of {accumulate} micro-batches",
                 fix="set budget.accumulate=1",
             )
-        return Players(self.objective.players())
+        return AuxiliaryModules(self.objective.auxiliary_modules())
 
     @property
     def first_teacher_reader(self) -> TeacherReader:
@@ -402,7 +402,7 @@ class Distiller(BaseModel):
     ) -> dict[str, Tensor]:
         """The objective's terms: {"loss_<term>": mean over the batch}.
 
-        The players of the objective are updated first.
+        The auxiliary modules of the objective are updated first.
 
         Raises:
             KdepError: a term that is not one value per sample.
@@ -425,9 +425,9 @@ class Distiller(BaseModel):
             extra={} if batch is None else batch.extra,
             student=self.run_student,
         )
-        if self.players is not None and torch.is_grad_enabled():
-            with self.players.training():
-                self.objective.play(ctx, self.players)
+        if self.auxiliary is not None and torch.is_grad_enabled():
+            with self.auxiliary.training():
+                self.objective.update_auxiliary(ctx, self.auxiliary)
         terms = self.objective.terms(ctx)
         for name, term in terms.items():
             if term.shape != student.before.shape[:1]:

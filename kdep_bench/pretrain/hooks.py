@@ -20,7 +20,7 @@ def unwrapped(runner: Any) -> Any:
 class StepCounterHook(Hook):
     """Sets the model's step number, and calls the objective's `after_step` after each step.
 
-    It also sets the learning-rate factor of the players, if the objective has any.
+    It also sets the learning-rate factor of the auxiliary modules, if the objective has any.
     """
 
     priority = "VERY_HIGH"
@@ -28,9 +28,9 @@ class StepCounterHook(Hook):
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         model = unwrapped(runner)
         model.step, model.steps = runner.iter, runner.max_iters
-        if model.players is not None:
+        if model.auxiliary is not None:
             group = runner.optim_wrapper.param_groups[0]
-            model.players.factor = group["lr"] / group.get("initial_lr", group["lr"])
+            model.auxiliary.factor = group["lr"] / group.get("initial_lr", group["lr"])
 
     @torch.no_grad()
     def after_train_iter(
@@ -122,21 +122,21 @@ class TermShares(Hook):
             self._steps = checkpoint[self._KEY]["steps"]
 
 
-class PlayersState(Hook):
-    """Stores the optimisers of the players (networks with their own optimiser) in checkpoints."""
+class AuxiliaryState(Hook):
+    """Stores the optimisers of the objective's auxiliary modules in checkpoints."""
 
     priority = "NORMAL"
     _KEY = "kdep_players"
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        players = unwrapped(runner).players
-        if players is not None:
-            checkpoint[self._KEY] = players.state_dict()
+        auxiliary = unwrapped(runner).auxiliary
+        if auxiliary is not None:
+            checkpoint[self._KEY] = auxiliary.state_dict()
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        players = unwrapped(runner).players
-        if players is not None:
-            players.load_state_dict(checkpoint[self._KEY])
+        auxiliary = unwrapped(runner).auxiliary
+        if auxiliary is not None:
+            auxiliary.load_state_dict(checkpoint[self._KEY])
 
 
 class RandomState(Hook):

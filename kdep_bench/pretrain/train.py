@@ -12,8 +12,8 @@ from mmengine.config import Config
 
 from kdep_bench import openmmlab
 from kdep_bench.pretrain.hooks import (
+    AuxiliaryState,
     GradientCoverageHook,
-    PlayersState,
     RandomState,
     StepCounterHook,
     TermShares,
@@ -137,7 +137,7 @@ def train(
         StepCounterHook(),
         GradientCoverageHook(),
         RandomState(),
-        PlayersState(),
+        AuxiliaryState(),
         term_shares,
         *([] if average is None else [average]),
         progress_hook,

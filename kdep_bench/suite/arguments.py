@@ -300,7 +300,9 @@ def check_extra_optimizers(method: Json, label: str, accumulate: int) -> None:
 
     `accumulate`: number of micro-batches per optimiser step.
     """
-    if accumulate > 1 and any(class_value(path, "has_players") for path in _objectives(method)):
+    if accumulate > 1 and any(
+        class_value(path, "has_auxiliary_modules") for path in _objectives(method)
+    ):
         raise KdepError(
             f"{label} has parts with a separate optimiser, which would step after each of the "
             f"{accumulate} micro-batches instead of after the batch",

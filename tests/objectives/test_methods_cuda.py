@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdep_bench.objectives.players import Players
+from kdep_bench.objectives.auxiliary import AuxiliaryModules
 from tests.fake_cuda import fake_cuda
 from tests.objectives import tiny
 from tests.objectives.test_methods_train import BATCH, STEPS, TRAINED, TinyRun, teacher
@@ -23,7 +23,7 @@ from tests.objectives.test_methods_train import BATCH, STEPS, TRAINED, TinyRun, 
 def test_all_losses_of_a_step_are_on_the_gpu(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    player_losses: list[Tensor] = []
+    auxiliary_losses: list[Tensor] = []
     run = TinyRun(name, tmp_path)
     run.train(1)  # some objectives read values of their first batch
     model = run.model.train()
@@ -33,8 +33,10 @@ def test_all_losses_of_a_step_are_on_the_gpu(
     # Frozen networks of an objective, in a list so that they are neither trained nor stored.
     frozen = [net for part in model.objective.modules() for net in getattr(part, "_teacher", [])]
     data = run.batch(tiny.batch(BATCH, 0))
-    # A player is a module with a separate optimiser, whose step contains a backward pass.
-    monkeypatch.setattr(Players, "minimise", lambda _self, _name, loss: player_losses.append(loss))
+    # An auxiliary module has a separate optimiser, whose step contains a backward pass.
+    monkeypatch.setattr(
+        AuxiliaryModules, "minimise", lambda _self, _name, loss: auxiliary_losses.append(loss)
+    )
     with fake_cuda(model, *live_teachers, *frozen) as make_fake:
         data = make_fake(data)
         model.to("cuda")
@@ -43,7 +45,7 @@ def test_all_losses_of_a_step_are_on_the_gpu(
             loss, logged = model.parse_losses(model(**batch, mode="loss"))
             with torch.no_grad():
                 model.objective.after_step()
-            values = (loss, *logged.values(), *player_losses)
+            values = (loss, *logged.values(), *auxiliary_losses)
             assert {v.device.type for v in values} == {"cuda"}
 
 

@@ -364,17 +364,17 @@ def shuffled_teacher() -> Iterator[torch.Generator]:
 def train_with_teacher(name: str, folder: Path) -> tuple[tuple[float, float], tuple[float, float]]:
     """(held-out loss, agreement) before and after normal training of a method.
 
-    Players are modules with a separate optimiser. Both losses use the players after training: the
-    student may learn from the players, and then its loss may rise while the players improve.
+    Auxiliary modules have a separate optimiser. Both losses use them as they are after training:
+    the student may learn from them, and then its loss may rise while they improve.
     """
     run = TinyRun(name, folder)
     loss, agreement = run.held_out_loss(), run.agreement()
     run.train(STEPS)
-    if run.model.players is not None:
+    if run.model.auxiliary is not None:
         untrained = TinyRun(name, folder)
-        trained_players = run.model.objective.players()
-        for role, player in untrained.model.objective.players().items():
-            player.module.load_state_dict(trained_players[role].module.state_dict())
+        trained = run.model.objective.auxiliary_modules()
+        for role, auxiliary in untrained.model.objective.auxiliary_modules().items():
+            auxiliary.module.load_state_dict(trained[role].module.state_dict())
         loss = untrained.held_out_loss()
     return (loss, agreement), (run.held_out_loss(), run.agreement())
 

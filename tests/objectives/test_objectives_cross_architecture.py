@@ -19,13 +19,13 @@ from torch import Tensor
 
 from kdep_bench.errors import KdepError
 from kdep_bench.networks.attention import Attention, Block
+from kdep_bench.objectives.auxiliary import AuxiliaryModules
 from kdep_bench.objectives.base import Context
 from kdep_bench.objectives.cross_architecture import (
     CrossArchitecture,
     CrossArchitectureViews,
     RegionLinear,
 )
-from kdep_bench.objectives.players import Players
 from kdep_bench.teachers.base import TeacherOutput
 from tests.suite.test_suite_methods import plan
 
@@ -185,12 +185,12 @@ def discriminator_run(same_tokens: bool) -> tuple[CrossArchitectureViews, Contex
     """
     objective = build(CrossArchitectureViews, dropout=0.0, hidden=8, adversarial=1.0)
     objective.optimizer = {"type": "Adam", "lr": 0.01}
-    players, ctx = Players(objective.players()), context()
+    auxiliary, ctx = AuxiliaryModules(objective.auxiliary_modules()), context()
     if same_tokens:
         objective.student_tokens = lambda ctx, _map: objective.teacher_tokens(ctx)
     for _ in range(200):
-        with players.training():
-            objective.play(ctx, players)
+        with auxiliary.training():
+            objective.update_auxiliary(ctx, auxiliary)
     student = objective.student_tokens(ctx, objective.student_map(ctx))
     both = objective.teacher_tokens(ctx), student
     probability = torch.stack([objective.logit(ctx, tokens).sigmoid() for tokens in both])

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from kdep_bench.augments.base import Batch, Draw
 from kdep_bench.augments.rotations import Rotations
 from kdep_bench.errors import KdepError
+from kdep_bench.objectives.auxiliary import AuxiliaryModules
 from kdep_bench.objectives.base import Context, demands
 from kdep_bench.objectives.hssakd import Hssakd, branch, joint_labels
-from kdep_bench.objectives.players import Players
 from kdep_bench.pretrain.diagnostics import extra_cost
 from kdep_bench.pretrain.teaching import TeacherSource
 from kdep_bench.suite.config import load_suite, resolve
@@ -135,7 +135,7 @@ def test_a_branch_halves_the_map_once_per_later_level():
 
 def test_the_teacher_s_classifiers_are_trained_with_labels_only():
     objective, ctx = build(optimizer={"type": "SGD", "lr": 0.5})
-    players = Players(objective.players())
+    auxiliary = AuxiliaryModules(objective.auxiliary_modules())
     objective.train()
 
     def teacher_loss() -> float:
@@ -149,8 +149,8 @@ def test_the_teacher_s_classifiers_are_trained_with_labels_only():
 
     before = teacher_loss()
     for _ in range(5):
-        with players.training():
-            objective.play(ctx, players)
+        with auxiliary.training():
+            objective.update_auxiliary(ctx, auxiliary)
     assert teacher_loss() < before - 0.1
     torch.stack([t.mean() for t in objective.terms(ctx).values()]).sum().backward()
     assert all(p.grad is None for p in objective.teacher.parameters())

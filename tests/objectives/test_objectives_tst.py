@@ -306,14 +306,16 @@ def test_the_augmentation_learns_in_its_phases_only_and_no_loss_of_it_trains_the
 
 def test_a_step_of_the_augmentation_does_not_change_the_student_s_statistics_and_mode():
     objective, student, ctx = build(phases=[0.0], length=1.0)
-    from kdep_bench.objectives.players import Players
+    from kdep_bench.objectives.auxiliary import AuxiliaryModules
 
-    players, mean = Players(objective.players()), student.norm.running_mean
+    auxiliary, mean = AuxiliaryModules(objective.auxiliary_modules()), student.norm.running_mean
     assert mean is not None
-    assert objective.players()["augment"].max_norm == 10  # limited after the average over ranks
+    assert (
+        objective.auxiliary_modules()["augment"].max_norm == 10
+    )  # limited after the average over ranks
     mean_before = mean.clone()
-    with players.training():
-        objective.play(ctx, players)
+    with auxiliary.training():
+        objective.update_auxiliary(ctx, auxiliary)
     assert student.training
     assert torch.equal(mean, mean_before)
     assert all(p.grad is None for p in student.parameters())

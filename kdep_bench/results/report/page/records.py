@@ -130,9 +130,9 @@ def reproduce_section(view: BoardView) -> Section | None:
     """The commands that reproduce the rows."""
     rows = []
     for (student, line), reproduced in board_rows.commands(view.board).items():
-        first, *others = reproduced
         names = ", ".join(board_rows.row_name(view, row) for row in reproduced)
-        label = name_entry(names, 300) if others else row_entry(view, first)
+        is_single = len(reproduced) == 1
+        label = row_entry(view, reproduced[0]) if is_single else name_entry(names, 300)
         rows.append((student, [name_entry(student), label, Entry(line, LEFT_WIDE, kind="code")]))
     if not rows:
         return None

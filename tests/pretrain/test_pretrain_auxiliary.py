@@ -1,4 +1,4 @@
-"""Players, modules with a separate optimiser, in the real pre-training stage."""
+"""Auxiliary modules, modules with a separate optimiser, in the real pre-training stage."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdep_bench.errors import KdepError
+from kdep_bench.objectives.auxiliary import AuxiliaryModule, AuxiliaryModules
 from kdep_bench.objectives.base import Context, Objective
-from kdep_bench.objectives.players import Player, Players
 from kdep_bench.pretrain import checkpoint
 from kdep_bench.pretrain.distiller import Distiller
 from kdep_bench.transfer import export
@@ -32,24 +32,24 @@ class Opponent(Objective):
 
     needs = frozenset({"pooled"})
     requires = frozenset({"width", "teacher_width"})
-    has_players = True
+    has_auxiliary_modules = True
 
     def __init__(self, width: int, teacher_width: int) -> None:
         super().__init__()
         self.projector = nn.Linear(width, teacher_width)
         self.adversary = nn.Linear(teacher_width, 1)
 
-    def players(self) -> dict[str, Player]:
+    def auxiliary_modules(self) -> dict[str, AuxiliaryModule]:
         """The adversary, with Adam."""
-        return {"adversary": Player(self.adversary, dict(type="Adam", lr=0.01))}
+        return {"adversary": AuxiliaryModule(self.adversary, dict(type="Adam", lr=0.01))}
 
-    def play(self, ctx: Context, players: Players) -> None:
+    def update_auxiliary(self, ctx: Context, auxiliary: AuxiliaryModules) -> None:
         """Two steps of the adversary, before the student's."""
         assert ctx.teacher is not None
         for _ in range(2):
             real = F.softplus(-self.adversary(ctx.teacher.pooled)).mean()
             fake = F.softplus(self.adversary(self.projector(ctx.before))).mean()
-            players.minimise("adversary", real + fake)
+            auxiliary.minimise("adversary", real + fake)
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         """The student's loss, -log of the adversary's probability for the teacher."""
@@ -64,7 +64,7 @@ METHOD: dict[str, Any] = dict(
 )
 
 
-def test_a_killed_and_resumed_run_with_a_player_equals_an_uninterrupted_run(
+def test_a_killed_and_resumed_run_with_an_auxiliary_module_equals_an_uninterrupted_run(
     stages: dict[str, Path], tmp_path: Path
 ):
     outputs, weights = pretrain(tmp_path / "uninterrupted", stages, METHOD)
@@ -75,7 +75,7 @@ def test_a_killed_and_resumed_run_with_a_player_equals_an_uninterrupted_run(
         "import os, signal, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
         "from tests.pretrain.test_pretrain import spec, stage\n"
-        "from tests.pretrain.test_pretrain_players import METHOD\n"
+        "from tests.pretrain.test_pretrain_auxiliary import METHOD\n"
         f"stages = { ({k: str(p) for k, p in stages.items()})!r}\n"
         "def kill(done, total, note=''):\n"
         "    if done == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -101,38 +101,38 @@ def test_a_killed_and_resumed_run_with_a_player_equals_an_uninterrupted_run(
     assert not any("adversary" in k for k in kept)
 
 
-def test_the_state_of_a_player_s_optimiser_is_saved():
+def test_the_state_of_an_auxiliary_module_s_optimiser_is_saved():
     """Without Adam's state, a resumed run would differ from an uninterrupted one."""
-    players = Players({"a": Player(nn.Linear(2, 1), dict(type="Adam", lr=0.1))})
+    auxiliary = AuxiliaryModules({"a": AuxiliaryModule(nn.Linear(2, 1), dict(type="Adam", lr=0.1))})
     for gradient in (1.0, 5.0):
-        players.apply("a", [torch.full((1, 2), gradient), torch.zeros(1)])
-    state = players.state_dict()
-    restored = Players({"a": Player(nn.Linear(2, 1), dict(type="Adam", lr=0.1))})
+        auxiliary.apply("a", [torch.full((1, 2), gradient), torch.zeros(1)])
+    state = auxiliary.state_dict()
+    restored = AuxiliaryModules({"a": AuxiliaryModule(nn.Linear(2, 1), dict(type="Adam", lr=0.1))})
     restored.load_state_dict(state)
     assert restored.state_dict()["a"]["state"][0]["step"] == 2
     # The saved learning rate is without the schedule's factor.
     assert state["a"]["param_groups"][0]["lr"] == 0.1
 
 
-def test_players_are_refused_if_a_batch_is_split_into_micro_batches(
+def test_auxiliary_modules_are_refused_if_a_batch_is_split_into_micro_batches(
     stages: dict[str, Path], tmp_path: Path
 ):
     with pytest.raises(KdepError, match="in each of 2 micro-batches"):
         pretrain(tmp_path, stages, METHOD, budget=BUDGET | {"accumulate": 2})
 
 
-def test_the_student_s_loss_does_not_train_a_player():
+def test_the_student_s_loss_does_not_train_an_auxiliary_module():
     config = METHOD["objective"] | {"width": 32, "teacher_width": 5}
     model = Distiller(STUDENT, config, teacher={}).train()
     objective = model.objective
     assert isinstance(objective, Opponent)
     initial = objective.adversary.weight.detach().clone()
     images = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)
-    play, objective.play = objective.play, lambda *_: None  # type: ignore[method-assign]
+    update_auxiliary, objective.update_auxiliary = objective.update_auxiliary, lambda *_: None  # type: ignore[method-assign]
     loss = model(images=images, teacher=torch.randn(4, 5))["loss_deceive"]
     loss.backward()
     assert objective.adversary.weight.grad is None
     assert torch.equal(initial, objective.adversary.weight)
-    objective.play = play  # type: ignore[method-assign]
+    objective.update_auxiliary = update_auxiliary  # type: ignore[method-assign]
     model(images=images, teacher=torch.randn(4, 5))
     assert not torch.equal(initial, objective.adversary.weight)

@@ -1,7 +1,7 @@
-"""Players, which are modules with a separate optimiser, and AMAL, which has one.
+"""Auxiliary modules, which are modules with a separate optimiser, and AMAL, which has one.
 
-AMAL's player are the loss weights of every image, one for the label and one for the teacher. They
-are trained so that the student's loss on held-out images falls (a meta-gradient).
+AMAL's are the loss weights of every image, one for the label and one for the teacher. They are
+trained so that the student's loss on held-out images falls (a meta-gradient).
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from torch.nn import functional as F
 
 from kdep_bench.errors import KdepError
 from kdep_bench.objectives.amal import Amal, meta_gradient
+from kdep_bench.objectives.auxiliary import AuxiliaryModule, AuxiliaryModules
 from kdep_bench.objectives.base import Context, demands
-from kdep_bench.objectives.players import Player, Players
 from kdep_bench.teachers.base import TeacherOutput
 
 SGD = dict(type="SGD", lr=0.5)
 
 
-def test_a_player_is_trained_only_by_its_own_optimiser_and_leaves_other_gradients_unset():
+def test_a_module_is_trained_only_by_its_own_optimiser_and_leaves_other_gradients_unset():
     bridge, student = nn.Linear(3, 1, bias=False), nn.Linear(2, 3)
     initial = bridge.weight.detach().clone()
-    players = Players({"bridge": Player(bridge, SGD)})
+    auxiliary = AuxiliaryModules({"bridge": AuxiliaryModule(bridge, SGD)})
     x = torch.ones(4, 2)
-    players.factor = 0.1
-    with players.training():
-        players.minimise("bridge", bridge(student(x)).mean())
+    auxiliary.factor = 0.1
+    with auxiliary.training():
+        auxiliary.minimise("bridge", bridge(student(x)).mean())
     # Learning rate 0.5 times the schedule's factor 0.1.
     torch.testing.assert_close(bridge.weight, initial - 0.05 * student(x).mean(0))
     assert student.weight.grad is None
@@ -47,28 +47,28 @@ RANK_CODE = """
 import sys
 import torch
 from torch import distributed, nn
-from kdep_bench.objectives.players import Player, Players
+from kdep_bench.objectives.auxiliary import AuxiliaryModule, AuxiliaryModules
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
 torch.manual_seed(0)
 opponents = nn.ModuleDict({"adam": nn.Linear(3, 1), "limited": nn.Linear(3, 1)})
-players = Players({
-    "adam": Player(opponents["adam"], dict(type="Adam", lr=0.1)),
-    "limited": Player(opponents["limited"], dict(type="SGD", lr=0.1), max_norm=0.2),
+auxiliary = AuxiliaryModules({
+    "adam": AuxiliaryModule(opponents["adam"], dict(type="Adam", lr=0.1)),
+    "limited": AuxiliaryModule(opponents["limited"], dict(type="SGD", lr=0.1), max_norm=0.2),
 })
 data = torch.randn(8, 3) * torch.tensor([9.0, 1.0]).repeat(4)[:, None]
 for _ in range(3):
     for name, opponent in opponents.items():
-        with players.training():  # each process has every second sample
-            players.minimise(name, opponent(data[rank::2]).square().mean())
+        with auxiliary.training():  # each process has every second sample
+            auxiliary.minimise(name, opponent(data[rank::2]).square().mean())
 torch.save(opponents.state_dict(), f"{folder}/{rank}.pt")
 distributed.destroy_process_group()
 """
 
 
-def test_two_processes_train_a_player_as_one_process_does(tmp_path: Path):
+def test_two_processes_train_an_auxiliary_module_as_one_process_does(tmp_path: Path):
     """Also if the norm of its gradient is limited: the samples of the ranks differ in size."""
     root = Path(__file__).parents[2]
     paths = f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
@@ -81,49 +81,55 @@ def test_two_processes_train_a_player_as_one_process_does(tmp_path: Path):
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     torch.manual_seed(0)
     opponents = nn.ModuleDict({"adam": nn.Linear(3, 1), "limited": nn.Linear(3, 1)})
-    players = Players(
+    auxiliary = AuxiliaryModules(
         {
-            "adam": Player(opponents["adam"], dict(type="Adam", lr=0.1)),
-            "limited": Player(opponents["limited"], dict(type="SGD", lr=0.1), max_norm=0.2),
+            "adam": AuxiliaryModule(opponents["adam"], dict(type="Adam", lr=0.1)),
+            "limited": AuxiliaryModule(
+                opponents["limited"], dict(type="SGD", lr=0.1), max_norm=0.2
+            ),
         }
     )
     data = torch.randn(8, 3) * torch.tensor([9.0, 1.0]).repeat(4)[:, None]
     for _ in range(3):
         for name, opponent in opponents.items():
-            with players.training():
-                players.minimise(name, opponent(data).square().mean())
+            with auxiliary.training():
+                auxiliary.minimise(name, opponent(data).square().mean())
     for name, expected in opponents.state_dict().items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], expected)
 
 
-def test_a_player_that_is_not_scheduled_keeps_its_learning_rate():
+def test_an_auxiliary_module_that_is_not_scheduled_keeps_its_learning_rate():
     weight = nn.Linear(1, 1, bias=False)
-    players = Players({"weights": Player(weight, SGD, scheduled=False)})
-    players.factor, initial = 0.1, weight.weight.item()  # the schedule's factor
+    auxiliary = AuxiliaryModules({"weights": AuxiliaryModule(weight, SGD, scheduled=False)})
+    auxiliary.factor, initial = 0.1, weight.weight.item()  # the schedule's factor
     for lowered_by in (0.5, 1.0):  # the learning rate is 0.5 and the gradient 1
-        players.apply("weights", [torch.ones(1, 1)])
+        auxiliary.apply("weights", [torch.ones(1, 1)])
         assert weight.weight.item() == pytest.approx(initial - lowered_by)
 
 
-def test_a_long_gradient_is_scaled_to_the_limit_over_all_parameters_of_the_player():
+def test_a_long_gradient_is_scaled_to_the_limit_over_all_parameters_of_the_auxiliary_module():
     layer = nn.Linear(1, 1)
-    players = Players({"weights": Player(layer, SGD, max_norm=1.0)})
+    auxiliary = AuxiliaryModules({"weights": AuxiliaryModule(layer, SGD, max_norm=1.0)})
     # Gradients (3, 4) and (0.3, 0.4) have the norms 5 and 0.5: the first is divided by 5.
     for gradient, scaled in ((3.0, 0.6), (0.3, 0.3)):
         before = layer.weight.item(), layer.bias.item()
-        players.apply("weights", [torch.full((1, 1), gradient), torch.full((1,), gradient * 4 / 3)])
+        auxiliary.apply(
+            "weights", [torch.full((1, 1), gradient), torch.full((1,), gradient * 4 / 3)]
+        )
         assert before[0] - layer.weight.item() == pytest.approx(0.5 * scaled, rel=1e-4)
         assert before[1] - layer.bias.item() == pytest.approx(0.5 * scaled * 4 / 3, rel=1e-4)
 
 
-def test_the_players_of_a_part_of_a_sum_are_named_part_dot_player():
+def test_the_auxiliary_modules_of_a_part_of_a_sum_are_named_part_dot_auxiliary_module():
     a, b = nn.Linear(1, 1), nn.Linear(1, 1)
-    players = Players({"a.net": Player(a, SGD), "b.net": Player(b, SGD)})
-    assert players.part("b").parameters("net")[0] is b.weight
-    with pytest.raises(KdepError, match="unknown player"):
-        players.parameters("net")
-    assert set(players.state_dict()) == {"a.net", "b.net"}
+    auxiliary = AuxiliaryModules(
+        {"a.net": AuxiliaryModule(a, SGD), "b.net": AuxiliaryModule(b, SGD)}
+    )
+    assert auxiliary.part("b").parameters("net")[0] is b.weight
+    with pytest.raises(KdepError, match="unknown auxiliary module"):
+        auxiliary.parameters("net")
+    assert set(auxiliary.state_dict()) == {"a.net", "b.net"}
 
 
 def data(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -196,11 +202,11 @@ def batch(teacher: Tensor | None = None, step: int = 50) -> Context:
     )
 
 
-def play(objective: Amal, ctx: Context) -> Tensor:
+def update_auxiliary(objective: Amal, ctx: Context) -> Tensor:
     """Loss weights [400, 2] of the images for label and teacher, after AMAL's step on a batch."""
-    players = Players(objective.players())
-    with players.training():
-        objective.play(ctx, players)
+    auxiliary = AuxiliaryModules(objective.auxiliary_modules())
+    with auxiliary.training():
+        objective.update_auxiliary(ctx, auxiliary)
     return objective.mixing.weights.detach()
 
 
@@ -212,7 +218,8 @@ def test_the_weight_of_a_wrong_teacher_falls_and_that_of_a_right_teacher_rises()
     is_wrong = (random_teacher.argmax(1) != labels).view(400, 2).all(1)[trained_on]  # in both views
     # Weights of the label (column 0, initially 0.1) and of the teacher (column 1, initially 0.9).
     with_random, with_right = (
-        play(amal(repeats=20), batch(teacher))[trained_on] for teacher in (random_teacher, None)
+        update_auxiliary(amal(repeats=20), batch(teacher))[trained_on]
+        for teacher in (random_teacher, None)
     )
     assert float(with_random[is_wrong, 1].mean()) < 0.7
     assert float(with_right[:, 1].mean()) > 1.5
@@ -237,7 +244,7 @@ def test_weights_of_trained_images_change_in_every_tenth_step_after_the_warm_up(
     initial = torch.tensor([0.1, 0.9])
     for step, changes in ((0, False), (10, True), (15, False)):  # the warm-up ends at step 5
         objective = amal()
-        weights = play(objective, batch(step=step))
+        weights = update_auxiliary(objective, batch(step=step))
         changed = (weights != initial).any(1)
         assert bool(changed.any()) == changes
         assert not bool(changed[objective.is_held_out(torch.arange(400))].any())
@@ -245,12 +252,12 @@ def test_weights_of_trained_images_change_in_every_tenth_step_after_the_warm_up(
         assert float(weights.max()) <= 2 - 1e-7
 
 
-def test_a_sum_has_players_if_one_of_its_parts_has():
+def test_a_sum_has_auxiliary_modules_if_one_of_its_parts_has():
     weighted_sum = "kdep_bench.objectives.weighted_sum.WeightedSum"
-    with_player = dict(objective=dict(type="kdep_bench.objectives.amal.Amal"))
-    assert demands(dict(type=weighted_sum, parts=dict(a=with_player))).has_players
+    with_auxiliary = dict(objective=dict(type="kdep_bench.objectives.amal.Amal"))
+    assert demands(dict(type=weighted_sum, parts=dict(a=with_auxiliary))).has_auxiliary_modules
     without = dict(objective=dict(type="kdep_bench.objectives.logit_kd.LogitKD"))
-    assert not demands(dict(type=weighted_sum, parts=dict(a=without))).has_players
+    assert not demands(dict(type=weighted_sum, parts=dict(a=without))).has_auxiliary_modules
 
 
 def test_amal_refuses_labels_of_classes_other_than_those_of_the_teacher_and_an_empty_held_out_set():
