@@ -186,12 +186,17 @@ class _Builder:
             with self.faults.collect():
                 self.check_student(student)
         is_valid = not len(self.faults)
-        for student in suite.students:
-            for method in methods_for(suite, student):
-                with self.faults.collect():
-                    check_pair(suite, student, method, suite.teachers[student["name"]])
-                    if is_valid:  # the runs rely on valid data, tasks and probes
-                        self.add_method(prepare, student, method)
+        pairs = [(s, m) for s in suite.students for m in methods_for(suite, s)]
+        for student, method in pairs:
+            with self.faults.collect():
+                check_pair(suite, student, method, suite.teachers[student["name"]])
+                if is_valid:  # these checks rely on valid data and tasks
+                    check_transfer(suite, student, method, suite.teachers[student["name"]])
+        # The runs of a method rely on all methods: a teacher's cache has the outputs for all.
+        self.faults.raise_any(f"the suite {suite.name!r}")
+        for student, method in pairs:
+            with self.faults.collect():
+                self.add_method(prepare, student, method)
         self.faults.raise_any(f"the suite {suite.name!r}")
         if not any(stage.kind == "export" for stage in self.plan.stages.values()):
             raise KdepError(
@@ -202,8 +207,7 @@ class _Builder:
         return self.plan
 
     def add_method(self, prepare: str, student: Json, method: Json) -> None:
-        """Adds the runs of a method on a student; raises KdepError for a wrong `transfer`."""
-        check_transfer(self.suite, student, method, self.suite.teachers[student["name"]])
+        """Adds the runs of a method on a student."""
         for fraction in self.fractions(method):
             for pretrain_seed, transfer_seed in self.pairs(method):
                 self.add_runs(prepare, student, method, fraction, pretrain_seed, transfer_seed)

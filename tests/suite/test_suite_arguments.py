@@ -67,6 +67,12 @@ def test_an_optimiser_that_could_not_train_is_refused(optimizer, message):
         assert message in refusal(**one_method(optimizer=optimizer))
 
 
+def test_a_wrong_argument_of_a_later_method_is_refused():
+    """The cache of the first method has the outputs that all methods read."""
+    later = dict(base="fitnets", objective=dict(levels=dict(s16=[])))
+    assert "'s16': []" in refusal(methods=["kdep", later], claims=[])
+
+
 def test_the_error_for_an_unknown_argument_does_not_offer_the_parameters():
     text = refusal(budget=dict(SUITE["budget"], optimizer=dict(SGD, warmup_epochs=5)))
     assert "choose one of: dampening" in text
