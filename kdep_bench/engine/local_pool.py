@@ -27,6 +27,7 @@ from kdep_bench.engine.lock import LOCKS, StageLock, Watch
 from kdep_bench.engine.machine import cpu_count, git_revision
 from kdep_bench.engine.progress import Silent, View
 from kdep_bench.engine.select import select_stages
+from kdep_bench.engine.student_check import check_students
 from kdep_bench.errors import KdepError
 from kdep_bench.forecast.costs import Costs
 from kdep_bench.safe_files import real_folder
@@ -165,7 +166,8 @@ class Pool:
         """Runs until no other stage can run, or until a signal stops the run.
 
         Raises:
-            KdepError: the work dir is not writable, or the fork server cannot start.
+            KdepError: the work dir is not writable, the fork server cannot start, or a student's
+                network does not fit its config.
         """
         if not self.todo:
             return self.outcome
@@ -177,6 +179,8 @@ class Pool:
                 seconds = self.server.start()
                 if seconds is not None:
                     self.view.note(f"toolkits imported in {seconds:.1f} s")
+                    stages = (self.plan.stages[i] for i in sorted(self.todo))
+                    check_students(self.server, stages, lambda: bool(self.signal))
                 while (self.todo or self.running) and not self.signal:
                     self._start_ready()
                     if not self.running and not self.elsewhere:
