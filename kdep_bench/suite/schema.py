@@ -358,10 +358,16 @@ class _Probe(BaseModel):
 
 
 class _Named(BaseModel):
-    """A config of data, a teacher or a claim; other packages check the other keys."""
+    """A config of data or a claim; other packages check the other keys."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
     name: str
+
+
+class _Teacher(_Named):
+    """A config of a teacher; `card` is its description (docs/own_data.md)."""
+
+    card: Json = {}
 
 
 class SuiteFile(_Part):
@@ -438,7 +444,7 @@ ADD_PYRAMID = (
 
 MODELS: dict[str, type[BaseModel]] = {
     "data": _Named,
-    "teacher": _Named,
+    "teacher": _Teacher,
     "student": _Student,
     "method": _Method,
     "task": _Task,

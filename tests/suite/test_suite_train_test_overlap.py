@@ -51,6 +51,12 @@ def test_a_wrong_list_of_data_sets_is_refused(value: object) -> None:
         train_test_overlap.tests_on({"name": "x", "tests_on": value}, "mine")
 
 
+@pytest.mark.parametrize("card", [None, ["imagenet"], "imagenet"])
+def test_a_card_that_is_no_dictionary_is_refused(card: object) -> None:
+    with pytest.raises(KdepError, match=r"has card = .*; expected a dictionary"):
+        resolve("teacher", dict(base="efficientnet_lite0", card=card))
+
+
 def test_a_record_has_the_note_and_no_stage_runs_again(tmp_path: Path) -> None:
     suite, plan, work, results = make_suite(tmp_path, methods=["kdep", "scratch"])
     assert fakes.run(plan, work).ok
