@@ -130,6 +130,14 @@ def how_to_rebuild(folder: object) -> str:
     return f"move the folder {folder} out of the work dir and run the suite again, which writes it"
 
 
+def similar_names(name: str, valid: Iterable[str]) -> list[str]:
+    """Up to three of the names `valid` that are similar to `name`, the most similar first."""
+    near = difflib.get_close_matches(name, list(valid), n=3, cutoff=0.6)
+    likeness = [difflib.SequenceMatcher(None, n, name).ratio() for n in near]
+    # A name that is much less similar than the best one would only distract.
+    return [n for n, ratio in zip(near, likeness, strict=True) if ratio > max(likeness) - 0.2]
+
+
 def unknown_name(
     kind: str,
     name: str,
@@ -151,10 +159,7 @@ def unknown_name(
         otherwise: what to do if no valid name is similar; default: lists up to MAX_NAMES.
     """
     names = sorted(map(str, valid))
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    likeness = [difflib.SequenceMatcher(None, n, name).ratio() for n in near]
-    # A name that is much less similar than the best one would only distract.
-    near = [n for n, ratio in zip(near, likeness, strict=True) if ratio > max(likeness) - 0.2]
+    near = similar_names(name, names)
     choices = otherwise or f"choose one of: {first_of(names, MAX_NAMES)}"
     hint = f"did you mean {' or '.join(near)}?" if near else choices
     found_in = f" in {place}" if place else ""

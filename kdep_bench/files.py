@@ -24,7 +24,7 @@ def safe_name(name: str, label: str = "name") -> str:
     if not _SAFE.fullmatch(name):
         raise KdepError(
             f"the {label} {name[:60]!r} cannot be used as a file name",
-            expected="a letter or digit, then up to 119 of letters, digits, '_', '-', '+' and '.'",
+            expected="a letter or digit, then at most 119 letters, digits or any of _ - + .",
             fix="rename it in the config",
         )
     return name

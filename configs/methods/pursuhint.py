@@ -1,4 +1,4 @@
-"""FitNets on two of the teacher's four levels (maps of one stride), chosen by clustering.
+"""FitNets on two of the teacher's four levels, which are chosen by clustering.
 
 Source       PURSUhInT (Expert Systems with Applications 2023), as quoted by a re-implementation.
 Differs      from `fitnets` in the choice of the levels: two of four, always including the last.

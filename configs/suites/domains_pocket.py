@@ -1,8 +1,8 @@
-"""Detection in fog without boxes in fog: which pre-training, and does SSDA help?
+"""Detection in fog without boxes in fog: which pre-training, and does adaptation help?
 
 Command   python tools/run_suite.py configs/suites/domains_pocket.py  (can be stopped and resumed)
 Cost      in addition to `pocket`, whose backbones are reused: 49 minutes on two cores, with other
-          work; 30 transfer runs of about 2 minutes each, with SSDA 5
+          work; 30 transfer runs of about 2 minutes each, with SSDA (domain adaptation) 5
 Outcome   results/domains_pocket: fog removes nearly the whole score of every detector (kdep: 0.7
           against 8.0). Supervised is best on both domains, with kdep and SSDA not significantly
           worse in fog. SSDA gives no significant gain

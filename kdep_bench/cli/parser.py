@@ -7,7 +7,7 @@ import ast
 import re
 from typing import Any, NoReturn
 
-from kdep_bench.errors import KdepError, unknown_name
+from kdep_bench.errors import MAX_NAMES, KdepError, first_of, similar_names, unknown_name
 from kdep_bench.faults import Faults
 
 _TYPES = {"int": "an integer", "float": "a number"}
@@ -77,7 +77,12 @@ class Parser(argparse.ArgumentParser):
                 for name in action.option_strings
                 if name.startswith("--")
             ]
-            return unknown_name("option", argument.partition("=")[0], names)
+            option = argument.partition("=")[0]
+            # The common "--" would make every option similar to every other.
+            near = similar_names(option.lstrip("-"), [name[2:] for name in names])
+            fix = f"did you mean {' or '.join(f'--{name}' for name in near)}?" if near else None
+            otherwise = f"choose one of: {first_of(sorted(names), MAX_NAMES)}"
+            return KdepError(f"unknown option {option!r}", fix=fix or otherwise)
         return KdepError(
             f"unexpected argument {argument!r}",
             fix=self._if_unnamed or f"remove it; {self.prog} --help lists the arguments",

@@ -162,7 +162,7 @@ def _refuse_data_config(name: str) -> None:
     if not config.is_file():
         return
     if "type" in read_config(config)["data"]:
-        fix = "leave it to the suite: your own data needs no preparation"
+        fix = "run a suite with this data: its stage prepare reads your folders"
     else:
         shown = shlex.quote(os.path.relpath(config))
         fix = f"to write its data: kdep-bench data {shown} --out DIR"
@@ -229,8 +229,8 @@ def _prepare(config: Path, out: Path) -> int:
         raise KdepError(
             f"the config {config} has the data type {spec['type']!r}",
             expected="a config of pocket data, which has no type",
-            fix="prepare official data sets by name (kdep-bench data --list shows the names); your "
-            "own data needs no preparation",
+            fix="prepare official data sets by name (kdep-bench data --list shows the names); for "
+            "your own data, run a suite: its stage prepare reads your folders",
         )
     outputs = prepare(prepared_spec(spec), {}, out, _print_progress)
     print()

@@ -5,7 +5,7 @@ stage.json. Every rank calls the stage function with the same spec, inputs and d
 outputs of rank 0 are those of the stage. The processes exchange files in `<stage>/.ddp/`, which is
 removed at the end.
 
-In the local pool the stage process has already imported the toolkits. It forks torchrun's agent and
+Without Slurm, the stage process has already imported the toolkits. It forks torchrun's agent and
 the ranks, which therefore need not import them again. Otherwise torchrun is started as a command,
 which runs `python -m kdep_bench.engine.ddp rank DIR` for each process; on several nodes srun first
 runs `python -m kdep_bench.engine.ddp node DIR` on each node.
@@ -43,7 +43,8 @@ from kdep_bench.suite.schema import Suite
 
 DDP_DIR = ".ddp"
 # Files in DDP_DIR.
-_REQUEST, _OUTPUTS, _FAULT, _PROGRESS = "order.json", "outputs.json", "fault.json", "progress.json"
+_REQUEST, _OUTPUTS = "request.json", "outputs.json"
+_FAULT, _PROGRESS = "fault.json", "progress.json"
 # Seconds that the launcher may continue after a rank failed. Longer than Slurm's default
 # SlurmdTimeout (300 s): if a node is lost, srun waits until Slurm notices and requeues the job.
 _LINGER = 600.0
@@ -62,7 +63,8 @@ _TORCHRUN = frozenset(
 def leave_launcher() -> tuple[int, int]:
     """Removes torchrun's variables from the environment, so that stages do not inherit them.
 
-    With these variables, a stage would use processes of other stages as its own ranks.
+    torchrun started each of its processes for other stages. A stage with its variables would take
+    all these processes for its own ranks.
 
     Returns:
         (rank, processes per node) of the torchrun that started this process; (0, 1) if none did.
@@ -89,8 +91,8 @@ def leave_launcher() -> tuple[int, int]:
 def spread(suite: Suite, processes: int) -> Suite:
     """The suite with `processes` processes and GPUs per stage, for stage kinds that support DDP.
 
-    Values that the suite sets itself are not changed. A stage kind whose number of GPUs it sets
-    keeps its number of processes.
+    Values that the suite sets itself are not changed. If it sets the number of GPUs of a stage
+    kind, the number of processes of this kind is not changed either.
     """
     if processes == 1:
         return suite
@@ -294,8 +296,8 @@ def _agent(ddp_dir: Path, processes: int) -> None:
     """Runs torchrun's agent for a single node; its ranks are forks of this process."""
     _end_with_parent()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    # If NVML is missing, torch has initialised the CUDA driver in the stage process. A fork cannot
-    # use that driver, so torchrun starts new processes.
+    # Without NVML, `torch.cuda.is_available()` initialises the CUDA driver, here in the stage
+    # process. A fork cannot use that driver, so torchrun starts new processes.
     if sys.modules["torch"].cuda._is_in_bad_fork():
         command = _torchrun(ddp_dir, processes, "--standalone")
         os.execve(command[0], command, _environment())

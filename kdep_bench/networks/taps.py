@@ -55,7 +55,7 @@ def capture_modules(
 
 @contextmanager
 def nonzero_scales(net: nn.Module) -> Iterator[None]:
-    """Context manager: sets every `weight` that is all zero to one.
+    """Context manager: fills every `weight` that has only zeros with ones; afterwards with zeros.
 
     These are norms of residual branches. With zeros, a residual block is the identity, and the
     activation of an earlier block could be taken for the last one.
@@ -121,7 +121,7 @@ def find_last_activation(net: nn.Module, forward: Callable[[], Tensor]) -> str |
     finally:
         for handle in handles:
             handle.remove()
-        for module in inplace:
+        for module in inplace:  # becomes True again, except for the module that was found
             module.inplace = last is None or module is not leaves[last]  # type: ignore[assignment]
     return last
 

@@ -71,7 +71,7 @@ class TeacherHeads(nn.Module):
     Args:
         width: number of channels of the teacher's pooled feature.
         names: names of the teacher's maps, largest first.
-        maps: {name: {"channels": C, ...}}.
+        maps: {name: {"channels": number of channels, ...}}.
         classes: number of classes.
     """
 
@@ -96,7 +96,8 @@ class Hssakd(Objective):
     `logit_kd.soft_kl` at the temperature tau.
 
     The teacher's network is frozen. Its classifiers are trained in the same run, by a separate
-    optimiser, to minimise CE(y, t) + sum_l CE(4 y + r, t_l), with r the number of quarter turns.
+    optimiser (`play`, before `terms` in every step), to minimise CE(y, t) + sum_l CE(4 y + r, t_l),
+    with r the number of quarter turns.
     The targets t and t_l are computed in evaluation mode. The student's optimiser also trains the
     student's classifiers. All classifiers are dropped at export.
 
@@ -104,8 +105,8 @@ class Hssakd(Objective):
     `train_teacher_cifar.py` (frozen backbone), tau 3 and all weights 1. Three differences. The
     source trains the teacher's classifiers first, for 100 epochs; here they take one step before
     every step of the student. The classifier of t is trained here, because a teacher may have other
-    classes or none. A branch has one convolution per later level; in the source it has the blocks
-    of the network.
+    classes or none. A branch has one convolution per later level; in the source it has residual
+    blocks like those of the network after its level.
 
     Args:
         levels: {student level: teacher map}.
@@ -182,6 +183,7 @@ class Hssakd(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         teacher, teacher_joint = self.targets(ctx)
+        # `after`: after the last activation, as for a classifier.
         student, (a, b, c) = self.head(ctx.after), self.weights
         terms = {
             "cross_entropy": a * self.unrotated_cross_entropy(ctx, student),

@@ -61,7 +61,8 @@ class MultiTeacherKD(Objective):
         tau: temperature, a number or the config of a schedule.
         weighting: config of a Weighting that computes w_k from the terms {role: tau^2 KL}; None for
             w_k = 1 / K.
-        width, teachers, epochs, build_args: set by the pre-training stage.
+        width, teachers, epochs: set by the pre-training stage.
+        build_args: arguments that the pre-training stage sets for the weighting.
     """
 
     needs = frozenset({"logits"})

@@ -135,6 +135,8 @@ def ratio(value: float | None, digits: int = 2) -> str:
 def reduction(result: ReductionFactor) -> str:
     """A reduction factor, such as '3.2 times, interval [2.9, 3.6]'.
 
+    A bound for some seed pairs: 'at least 3.2 times, interval of the bound [2.9, 3.6]'.
+
     If all seed pairs have the same bound, its reason is shown instead of the interval.
     """
     log_ratio = result.estimate
@@ -145,7 +147,8 @@ def reduction(result: ReductionFactor) -> str:
     shown = f"{result.bound} {ratio} times".lstrip()
     if log_ratio.low is None or log_ratio.high is None:
         return shown
-    return f"{shown}, interval [{factor(log_ratio.low)}, {factor(log_ratio.high)}]"
+    interval = "interval of the bound" if result.bound else "interval"
+    return f"{shown}, {interval} [{factor(log_ratio.low)}, {factor(log_ratio.high)}]"
 
 
 def factor(log_ratio: float) -> str:

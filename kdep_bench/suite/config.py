@@ -533,13 +533,13 @@ def _fault(model: type[BaseModel], path: list[str], faults: list[Any], where: st
     expected = " or ".join(dict.fromkeys(map(expected_text, faults)))
     field = _fields_at(model, path[:-1]).get(path[-1]) if path else None
     if fault["type"] == "too_short":  # "List should have at least 1 item after validation, not 0"
-        expected = f"a list of at least {fault.get('ctx', {}).get('min_length', 1)}"
+        expected = f"{fault.get('ctx', {}).get('min_length', 1)} or more entries"
     if fault["type"] == "too_long":
-        expected = f"a list of at most {fault.get('ctx', {}).get('max_length')}"
+        expected = f"at most {fault.get('ctx', {}).get('max_length')} entries"
     if field is not None and field.description:
         expected = field.description
     key = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path).removeprefix(".")
-    fix = f"correct `{key}`"
+    fix = f"add an entry to `{key}`" if fault["type"] == "too_short" else f"correct `{key}`"
     if fault["type"] == "dict_type" and isinstance(wrong_value, str) and key in _TYPED:
         fix = f"write {key}=dict(type={wrong_value!r:.80})"
     if fault["type"] == "model_type":  # "a dictionary or instance of Seeds"

@@ -43,7 +43,10 @@ def data_keys(data: Json) -> Json | None:
 
 
 def with_keys(base: Json, keys: Json) -> Json:
-    """`base` with the value None for each missing key of `keys`, also one level below."""
+    """`base` with the value None for each missing key of `keys`, also one level below.
+
+    An override may then set these keys, see `config.merged`.
+    """
     out = {**dict.fromkeys(keys), **base}
     for key, inner in keys.items():
         if isinstance(inner, dict) and isinstance(base.get(key), dict):
@@ -52,7 +55,10 @@ def with_keys(base: Json, keys: Json) -> Json:
 
 
 def without_unused(merged_value: Json, base: Json, overrides: Json) -> Json:
-    """The keys of `merged_value` that are in `base` or in `overrides`, recursively."""
+    """`merged_value` without the keys that only `with_keys` added, recursively.
+
+    They are neither in `base` nor in `overrides`.
+    """
     out = {}
     for key, value in merged_value.items():
         if key in base or key in overrides:
@@ -66,7 +72,10 @@ def without_unused(merged_value: Json, base: Json, overrides: Json) -> Json:
 
 
 def check_keys(data: Json) -> None:
-    """Raises KdepError for keys that the data's `type` does not accept, and wrong `labels`."""
+    """Raises KdepError for keys that the data's `type` does not accept.
+
+    Also for a value of `labels` or `pool_labels` that is not True or False.
+    """
     keys = data_keys(data)
     where, faults = f"the data {data['name']!r}", Faults()
     for key in [] if keys is None else sorted(set(data) - set(keys)):

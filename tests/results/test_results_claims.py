@@ -201,7 +201,7 @@ def test_a_score_outside_the_curve_gives_a_bound_on_the_ratio():
     assert verdict(low, **EFFICIENCY, at_least=500.0).verdict == "undecided"
     mixed = efficiency_records() + method_records("supervised", [0.45, 0.45, 0.6], images=100_000)
     shown = verdict(mixed, **EFFICIENCY, at_least=2.0).interval  # one seed has a bound
-    assert re.fullmatch(r"at most 2\.\d times, interval \[.*\]", shown)
+    assert re.fullmatch(r"at most 2\.\d times, interval of the bound \[.*\]", shown)
 
 
 def test_the_leaderboard_shows_the_reduction_factor_of_the_claim():
@@ -362,12 +362,24 @@ def test_claims_have_the_stated_false_positive_rate():
         ({"kind": "rank_correlation"}, "at_least and at_most"),
         ({"a": {"methd": "x", "method": "y"}}, "methd"),
         ({"max_cost_ratio": 0}, "max_cost_ratio"),
+        ({"margin": "10"}, "has margin = '10'; expected a number. Fix: correct `margin`"),
+        (
+            {"a": "kdep"},
+            "expected dict(method=..., share=..., epochs=..., teacher=...). Fix: write ",
+        ),
+        ({"a": {"method": "kdep", "margin": 1}}, "`margin` is a key of the claim"),
+        ({"kind": "diference", "margin": True}, "2 faults"),
     ],
 )
 def test_a_malformed_claim_raises_kdep_error(change, message):
     with pytest.raises(KdepError) as error:
         make_claim(KDEP_BEATS_SCRATCH | change)
     assert message in str(error.value)
+
+
+def test_a_claim_without_a_title_is_told_what_the_title_is():
+    with pytest.raises(KdepError, match=r"lacks the key 'title'. Fix: add title=..., the text"):
+        make_claim({k: v for k, v in KDEP_BEATS_SCRATCH.items() if k != "title"})
 
 
 def test_two_claims_with_the_same_name_are_refused():

@@ -133,8 +133,8 @@ def test_the_command_writes_the_index(built, tmp_path):
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("kdep_anatomy_grid", "data fraction 10 % (none for scratch), "),
-        ("pocket_lite0", "data fraction 100 % (none for imagenet, scratch), "),
+        ("kdep_anatomy_grid", "*data fraction* 10 % (none for scratch), "),
+        ("pocket_lite0", "*data fraction* 100 % (none for imagenet, scratch), "),
     ],
 )
 def test_the_data_fraction_is_shown_for_a_failed_method_and_is_a_dash_for_published_weights(

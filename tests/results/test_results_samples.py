@@ -126,7 +126,7 @@ def test_the_images_on_which_two_rows_differ_are_named(folder):
     assert entries[3:5] == ["44 / 156 / 0", "correct"]  # images 80 to 123
     assert entries[5] == (
         "test/84.jpg (3 of 3 against 0 of 3); test/85.jpg (3 of 3 against 0 of 3); test/86.jpg "
-        "(3 of 3 against 0 of 3); 33 more images with the difference 3 of 3"
+        "(3 of 3 against 0 of 3); 33 more images whose scores differ by 3 of 3"
     )
     assert "largest losses" not in section  # scratch is better on no image
     assert "Images on which two methods differ most" in (folder / "index.html").read_text()

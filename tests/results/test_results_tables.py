@@ -356,7 +356,7 @@ def test_columns_without_a_value_and_settings_with_one_value_are_left_out():
         "| scratch | 20.0 |",
         "| *chance* | *12.5* |",
         "",
-        "The same in every row: data fraction 10 % (none for scratch).",
+        "The same in every row: *data fraction* 10 % (none for scratch).",
         "",
     ]
     # The row without a value is not named if another row has the same name, or rows have no name.

@@ -125,12 +125,14 @@ def test_a_rehearsal_has_every_stage_of_the_suite_with_another_id() -> None:
             assert teacher["weights"] == "random"
             assert teacher["name"].startswith("random_")
             assert teacher["input_px"] == TEACHER_PX
-        rows = IMAGES * min(variant.shares) * variant.budget.views
-        assert rows > max(s["width"] for s in variant.students)
+        # The SVD needs more samples (views) than the student has channels.
+        samples = IMAGES * min(variant.shares) * variant.budget.views
+        assert samples > max(s["width"] for s in variant.students)
         assert variant.budget.epochs * IMAGES * variant.shares[0] == pytest.approx(STEPS * BATCH)
 
 
 def test_a_rehearsal_with_many_micro_batches_has_enough_positions_for_the_prototypes() -> None:
+    """The plan is accepted: proc_kd needs, in every micro-batch, a map position per prototype."""
     budget = raw()["budget"] | {"accumulate": 8}
     small = rehearsed(build_suite(raw(methods=["proc_kd"], budget=budget)))
     assert build_plan(small).runs
@@ -141,7 +143,8 @@ def test_a_rehearsal_has_one_budget_and_seed_per_data_fraction() -> None:
     suite = build_suite(
         raw(variants=variants_of_length, seeds={"pretrain": [0, 1], "transfer": [0, 1]})
     )
-    # kdep and supervised: 3 budgets x 2 seeds each; scratch: 2 x 2 seed pairs.
+    # kdep and supervised: 3 budgets x 2 seeds each; scratch: other random weights for each of the
+    # 2 x 2 seed pairs.
     assert kinds(suite)["pretrain"] == 3 * 2 * 2 + 2 * 2
     assert kinds(rehearsed(suite))["pretrain"] == 3
 
@@ -154,7 +157,7 @@ def differences(a: Any, b: Any, path: tuple[str, ...] = ()) -> list[tuple[str, .
 
 
 def test_a_rehearsal_changes_only_the_listed_numbers_of_a_task() -> None:
-    """Everything else in a task, including models and augmentations, is rehearsed unchanged."""
+    """Apart from the numbers in RECIPE and MODEL, a task keeps its model and augmentations."""
     suite = build_suite(raw())
     for task in suite.tasks:
         small = shrink_task(task)
@@ -186,10 +189,15 @@ def test_a_rehearsal_lists_its_changes(capsys: pytest.CaptureFixture[str], tmp_p
 
 
 def test_the_tiny_pool_has_the_stated_number_of_images() -> None:
-    from kdep_bench.data.official import imagenet, stage
-    from kdep_bench.suite import rehearse
+    from kdep_bench.data.official import imagenet
 
     assert len(imagenet.TINY_WNIDS) * imagenet.TINY_IMAGES == IMAGES
+
+
+def test_a_rehearsal_names_the_function_that_prepares_official_data() -> None:
+    from kdep_bench.data.official import stage
+    from kdep_bench.suite import rehearse
+
     assert f"{stage.prepare.__module__}.{stage.prepare.__name__}" == rehearse.OFFICIAL
 
 

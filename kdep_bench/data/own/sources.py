@@ -20,10 +20,12 @@ def reads(spec: Mapping[str, Any]) -> dict[str, list[Source]]:
     parts: dict[str, list[Source]] = {}
     if isinstance(spec.get("pool"), str):
         parts["pool"] = [images_of(_path(spec["pool"]))]
+    # Key of the config, and the folder of the prepared data: masks are stored as in Cityscapes.
     for key, folder in (("classify", "classify"), ("coco", "detect"), ("masks", "cityscapes")):
         splits = spec.get(key)
         for split, value in splits.items() if isinstance(splits, Mapping) else ():
-            # `classify` has one path per split, `coco` and `masks` have a dict of two.
+            # A split of `classify` is a path, one of `coco` dict(json=..., images=...), and one of
+            # `masks` dict(images=..., masks=...).
             paths = {"": value} if isinstance(value, str) else value
             sources = []
             for key_name, path in paths.items() if isinstance(paths, Mapping) else ():

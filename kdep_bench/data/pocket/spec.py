@@ -23,12 +23,12 @@ def checked_spec(spec: dict[str, Any]) -> dict[str, Any]:
             expected = "dict(train=..., val=..., test=...) with numbers of images"
             faults.add(_wrong_value(key, full[key], expected))
             full[key] = {}
-    counts = {key: full[key] for key in ("pool_composites", "pool_crops", "seed")}
+    integers = {key: full[key] for key in ("pool_composites", "pool_crops", "seed")}
     for part in ("classify", "scenes"):
-        counts |= {f"{part}.{split}": count for split, count in full[part].items()}
-    for key, count in counts.items():
-        if type(count) is not int or count < 0:
-            faults.add(_wrong_value(key, count, "an integer, 0 or more"))
+        integers |= {f"{part}.{split}": count for split, count in full[part].items()}
+    for key, value in integers.items():
+        if type(value) is not int or value < 0:
+            faults.add(_wrong_value(key, value, "an integer, 0 or more"))
     if not _is_side(full["px"]):
         faults.add(_wrong_value("px", full["px"], "an integer from 32 to 512"))
     size = full["scene_size"]

@@ -25,13 +25,17 @@ _STEP_TIME = (
 _COSTS = (
     "Learning rate: the largest value of the schedule.",
     "Peak memory: of a run, the larger of the peaks of pre-training and transfer. The table has "
-    "the lowest over the method's runs, which is closest to the peak of pre-training.",
+    "the lowest over the method's runs, because the transfer to some tasks needs more memory than "
+    "the pre-training.",
     "Extra parameters: trained or stored with the student and dropped at export.",
     "Extra forward passes: in addition to the student's one per image seen. They are those of all "
     "other networks (cached or live teacher, peer networks, moving averages), additional passes of "
     "the student, and all passes in the pre-training of a teacher that the suite trains.",
 )
-_COST = "Pre-training cost: includes the teacher cache and the training of such a teacher."
+_COST = (
+    "Pre-training cost: includes the teacher cache and the training of a teacher that the suite "
+    "trains for the method."
+)
 PASSES_MISSING_MARK = " ‡"  # follows a number of extra forward passes that is too low
 _MISSING_PASSES_NOTE = (
     "‡: without the passes in the pre-training of the method's teacher, which earlier versions of "
@@ -71,18 +75,29 @@ _TERM_MEANINGS = {
     "early": "similarity of the images of a batch in an early layer",
     "change": "change of the batch similarities from an early to a late layer",
 }
-FAMILIES = (
+_FAMILIES = (
     "Method family: the kind of teacher signal. feature: pooled features or feature maps; "
     "relation: relations between the images of a batch; logit: class scores; online: networks "
     "that are trained together with the student.",
     "Inputs: what the losses read, with the number of methods that read it. Labels used: if the "
     "methods differ, each answer is followed by its number of methods.",
-    "Step time, extra parameters and extra forward passes: median over the methods (minimum to "
-    "maximum).",
+    "{medians} and extra forward passes: median over the methods (minimum to maximum).",
     "Mean difference: paired by seeds, over all tasks and all methods of the family except methods "
     "with a failed or missing seed. The difference from kdep leaves out kdep itself. The interval "
     "covers the variation between seeds, not between methods.",
 )
+_PASSES_OF_CACHE = (
+    "A teacher cache is computed once, so a longer training has fewer extra forward passes per "
+    "image seen."
+)
+
+
+def family_notes(summaries: Iterable[RowSummary]) -> list[str]:
+    """The explanations of the table of method families, whose methods have these rows."""
+    rows = list(summaries)
+    medians = "Step time, extra" if any(row.step_s is not None for row in rows) else "Extra"
+    notes = [note.format(medians=f"{medians} parameters") for note in _FAMILIES]
+    return [note for note in (*notes, missing_passes_note(rows)) if note]
 
 
 def cost_notes(summaries: Iterable[RowSummary]) -> list[str]:
@@ -93,6 +108,8 @@ def cost_notes(summaries: Iterable[RowSummary]) -> list[str]:
         notes.insert(1, _STEP_TIME)
     if any(row.cost_s is not None for row in rows):
         notes.append(_COST)
+    if len({row.images_seen for row in rows if row.cached}) > 1:
+        notes.append(_PASSES_OF_CACHE)
     notes += [loss_terms_note(rows), missing_passes_note(rows)]
     return [note for note in notes if note]
 

@@ -9,9 +9,18 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from kdep_bench.errors import KdepError, expected_text, fault_text, unknown_name
+from kdep_bench.faults import Faults
 from kdep_bench.results.budget_axis import Axis
 from kdep_bench.results.teacher_measures import PROBED
 
@@ -20,6 +29,10 @@ EPOCHS_TOLERANCE = 0.05
 
 # Values of `by` that the records of transfer runs contain; those of PROBED need probe records.
 VALUES_FROM_RECORDS = ("explained_variance_ratio", "top1")
+
+
+# Text that contains a number, and True, are refused.
+_Number = Annotated[float, Field(strict=True)]
 
 
 class _Strict(BaseModel):
@@ -33,8 +46,8 @@ class Side(_Strict):
     """
 
     method: str | Annotated[tuple[str, ...], Field(min_length=1)]
-    share: float | None = Field(default=None, gt=0, le=1)
-    epochs: float | None = Field(default=None, ge=0)
+    share: _Number | None = Field(default=None, gt=0, le=1)
+    epochs: _Number | None = Field(default=None, ge=0)
     teacher: str | None = None
 
     @property
@@ -44,7 +57,15 @@ class Side(_Strict):
 
 
 class Claim(_Strict):
-    """One claim config; the kinds and their keys are explained in `judge.py`."""
+    """One claim config.
+
+    Attributes:
+        title, statement: the name and the text of the claim in tables; `source`: where it is from.
+        a, b: the rows that are compared.
+        families: task families that the claim is about; None: all.
+        per_family: whether each task family also has a verdict.
+        kind, margin, max_cost_ratio, axis, at_least, at_most, by: see `judge.py`.
+    """
 
     name: str
     title: str
@@ -54,13 +75,13 @@ class Claim(_Strict):
     a: Side
     b: Side | None = None
     families: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    per_family: bool = True
-    margin: float = 0.0
-    max_cost_ratio: float | None = Field(default=None, gt=0)
+    per_family: StrictBool = True
+    margin: _Number = 0.0
+    max_cost_ratio: _Number | None = Field(default=None, gt=0)
     axis: Axis = "images"
-    at_least: float | None = None
-    at_most: float | None = None
-    by: str | dict[str, float] = "explained_variance_ratio"
+    at_least: _Number | None = None
+    at_most: _Number | None = None
+    by: str | dict[str, _Number] = "explained_variance_ratio"
 
     @field_validator("by", mode="before")
     @classmethod
@@ -85,35 +106,52 @@ def make_claim(fields: dict[str, Any]) -> Claim:
     """The claim of a config, after validation.
 
     Raises:
-        KdepError: a key is unknown or missing, or a value is wrong.
+        KdepError: keys are unknown or missing, or values are wrong; lists all of them.
     """
     name = str(fields.get("name", "without a name"))[:80]
+    where, faults = f"the claim {name!r}", Faults()
     parts = [
-        (f"the claim {name}", fields, Claim.model_fields),
-        (f"a of the claim {name}", fields.get("a"), Side.model_fields),
-        (f"b of the claim {name}", fields.get("b"), Side.model_fields),
+        (where, fields, Claim.model_fields, None),
+        *(
+            (f"`{side}` of {where}", fields.get(side), Side.model_fields, Claim.model_fields)
+            for side in ("a", "b")
+        ),
     ]
-    for where, part, known_keys in parts:
+    for place, part, known_keys, outer_keys in parts:
         for key in part if isinstance(part, dict) else ():
             if key not in known_keys:
-                raise unknown_name("key", str(key), known_keys, place=where)
+                is_outer = outer_keys is not None and key in outer_keys
+                otherwise = f"`{key}` is a key of the claim: write it there" if is_outer else None
+                faults.add(
+                    unknown_name("key", str(key), known_keys, place=place, otherwise=otherwise)
+                )
     try:
-        return Claim.model_validate(fields)
+        claim = Claim.model_validate(fields)
     except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        place, text = ".".join(str(p) for p in first["loc"]), fault_text(first)
-        has_wrong_value = bool(place) and first["type"] != "missing"
-        problem = f"is invalid ({text})"
-        if first["type"] == "missing":
-            problem = f"lacks the key {place!r}"
-        raise KdepError(
-            f"the claim {name!r} has {place} = {first['input']!r:.80}"
-            if has_wrong_value
-            else f"the claim {name!r} {problem}",
-            expected=expected_text(first).partition(", unable")[0] if has_wrong_value else None,
-            fix="correct the config of the claim, or its keys in the suite; "
-            "kdep_bench/results/claims/judge.py explains them",
-        ) from None
+        for fault in e.errors(include_url=False):
+            if fault["type"] != "extra_forbidden":
+                faults.add(_fault(where, fault))
+        error = faults.error(where)
+        assert error is not None
+        raise error from None
+    return claim
+
+
+def _fault(where: str, fault: Any) -> KdepError:
+    """The error for a fault that pydantic found in the claim `where`."""
+    place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "missing":
+        meaning = ", the text that the tables show" if place == "title" else ""
+        return KdepError(f"{where} lacks the key {place!r}", fix=f"add {place}=...{meaning}")
+    if not place:
+        return KdepError(f"{where} is invalid ({fault_text(fault)})", fix="correct its keys")
+    expected = expected_text(fault).partition(", unable")[0]
+    fix = f"correct `{place}` of the claim"
+    if fault["type"] == "model_type":  # "a dictionary or instance of Side"
+        expected = f"dict({', '.join(f'{key}=...' for key in Side.model_fields)})"
+        if isinstance(fault["input"], str):
+            fix = f"write {place}=dict(method={fault['input']!r:.80})"
+    return KdepError(f"{where} has {place} = {fault['input']!r:.80}", expected=expected, fix=fix)
 
 
 class _Row(Protocol):

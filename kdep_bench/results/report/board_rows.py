@@ -47,12 +47,13 @@ def paired_notes(view: BoardView) -> list[str]:
         f"is larger, it is used instead; and {noisy}.",
         "A mean over tasks gives every task family the same weight." if has_families else "",
         "Result: better or worse if p (Holm) is below 0.05. Holm's correction is made separately "
-        "for comparisons of kdep and of other methods, each for single tasks and for means over "
-        "tasks. Intervals are not corrected, so an interval may exclude 0 although the result is "
-        "not significant.",
+        "for four groups: (first method is kdep, or another) x (single task, or mean over tasks). "
+        "Intervals are not corrected, so an interval may exclude 0 although the result is not "
+        "significant.",
         "The marks of the best methods and the claims are corrected for other numbers of "
         "comparisons, so they may differ from this table."
-        + (" The verdict on a claim counts: it was written before the run." * bool(view.verdicts)),
+        + " If a claim differs, its verdict counts, because the claim was written before the run."
+        * bool(view.verdicts),
     ]
 
 
@@ -69,8 +70,9 @@ REDUCTION_NOTES = (
     "It is read off the method's curve of score against budget, for each seed pair: the highest "
     "score up to each budget, interpolated linearly in the logarithm of the budget.",
     "'at least': for one or more seed pairs, the smallest budget already reaches the score. 'at "
-    "most': for one or more, the largest budget does not reach it. 'mixed bounds': both. If all "
-    "seed pairs have the same bound, there is no interval.",
+    "most': for one or more, the largest budget does not reach it. 'mixed bounds': both. The "
+    "interval is that of the mean in which these pairs have their bounds. If all seed pairs have "
+    "the same bound, there is no interval.",
 )
 
 

@@ -158,7 +158,7 @@ def _gaps_text(pair: ImagePair, gaps: tuple[ImageGap, ...], n_more: int) -> str:
             count = abs(gaps[-1].first - gaps[-1].second) * trainings
             difference = f"{count:.0f} of {trainings}"
         images = "image" if n_more == 1 else "images"
-        shown.append(f"{n_more} more {images} with the difference {difference}")
+        shown.append(f"{n_more} more {images} whose scores differ by {difference}")
     return "; ".join(shown) or "—"
 
 

@@ -55,9 +55,9 @@ _SCORES = (
 _BEST = (
     "{best}: among the best of the task, which means that no other method is significantly better "
     "(multiple comparisons with the best, level 5 %). The standard deviation is pooled over all "
-    "methods of the task. Two methods whose differences have a larger one are compared with their "
-    "own, so a method whose scores vary more can be among the best although a method with a higher "
-    "mean is not."
+    "methods of the task. If the differences of two methods have a larger standard deviation, it "
+    "is used for these two instead. So a method whose scores vary more can be among the best "
+    "although a method with a higher mean is not."
 )
 _NO_BEST = "No score is marked as best, because no method has two seeds."
 _INTERVALS = (
@@ -127,7 +127,7 @@ def _table(
     table = [*md_table(lines[0], lines[1:], n_left), ""]
     if not same:
         return table
-    values = ", ".join(f"{head[i]} {value}" for i, value in same.items())
+    values = ", ".join(f"*{head[i]}* {value}" for i, value in same.items())
     return [*table, f"The same in every row: {values}.", ""]
 
 
@@ -287,7 +287,7 @@ def _method_family_table(view: BoardView) -> list[str]:
     if len(rows) < 2:  # a single family has nothing to be compared with
         return []
     head = ["student", "method family", *FAMILY_HEAD]
-    notes = [*families.FAMILIES, families.missing_passes_note(view.summaries.values())]
+    notes = families.family_notes(view.summaries.values())
     return ["## Method families", "", *_notes(notes), *_table(view, head, rows, 2)]
 
 
@@ -340,12 +340,15 @@ def claim_notes(view: BoardView) -> list[str]:
         "Supported: the whole interval meets the threshold. Refuted: no part of it does. "
         "Undecided: otherwise."
     )
-    corrected = "all claims of this table"
+    corrected = "for all claims of this table"
     if has_families:
-        corrected = "the verdicts over all tasks, and separately those on single task families"
+        corrected = (
+            "(made separately for the verdicts over all tasks and for those on single task "
+            "families)"
+        )
     notes.append(
-        f"Supported and refuted must also hold after Holm's correction for {corrected}; otherwise "
-        "the claim is undecided."
+        "A claim is supported or refuted only if this also holds after Holm's correction "
+        f"{corrected}; otherwise it is undecided."
     )
     if "rank_correlation" in kinds:
         notes.append("Claims about teachers are not corrected.")

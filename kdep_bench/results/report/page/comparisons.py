@@ -180,7 +180,7 @@ def method_families_section(view: BoardView) -> Section | None:
         return None
     head, title = ["student", "method family", *board_rows.FAMILY_HEAD], "Method families"
     table = page_table(view, title, head, rows, left=2)
-    notes = [*families.FAMILIES, families.missing_passes_note(view.summaries.values())]
+    notes = families.family_notes(view.summaries.values())
     return Section("families", title, "table", notes=notes, table=table)
 
 
