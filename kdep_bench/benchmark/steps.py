@@ -53,7 +53,7 @@ class StudentAlone(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         """Mean square of the feature of each image, [B]."""
-        return {"size": ctx.before.square().mean(1)}
+        return {"size": ctx.pre_activation.square().mean(1)}
 
 
 def silent(*_: Any) -> None:

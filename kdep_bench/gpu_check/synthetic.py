@@ -173,7 +173,7 @@ def build(
         target,
         precision=spec["budget"]["precision"],
         maps=requirements.pyramid,
-        levels_before=sorted(requirements.levels_before),
+        pre_activation_levels=sorted(requirements.pre_activation_levels),
         teacher=source.model,
         roles=spec.get("roles", ()),
         **model,

@@ -105,7 +105,7 @@ class Amal(Objective):
         held_out = self.is_held_out(images)
         with torch.no_grad():
             # The bias is one more weight, of a feature that is always 1.
-            features = F.pad(ctx.after, (0, 1), value=1.0)
+            features = F.pad(ctx.post_activation, (0, 1), value=1.0)
             layer = torch.cat([self.head.weight, self.head.bias[:, None]], 1)
             for _ in range(self.repeats):
                 gradient = meta_gradient(
@@ -131,7 +131,7 @@ class Amal(Objective):
         # Terms are averaged over the batch; with `scale`, this is the mean over training samples.
         scale = used * len(used) / used.sum().clamp(min=1)
         weights = self.mixing.weights.detach()[images] * scale[:, None]
-        logits = self.head(ctx.after)
+        logits = self.head(ctx.post_activation)
         cross_entropy = F.cross_entropy(logits, ctx.labels, reduction="none")
         return {
             "cross_entropy": weights[:, 0] * cross_entropy,

@@ -153,7 +153,7 @@ class StrongestTeacherMaps(AttentionFeatures):
         """[B, S, T]: squared distances of the spatial patterns, from 0 to 2 for any size."""
         assert ctx.teacher is not None
         positions = [ctx.teacher.maps[t][0, 0].numel() for t in self.teacher_levels]
-        return super().distances(ctx) * torch.tensor(positions, device=ctx.before.device)
+        return super().distances(ctx) * torch.tensor(positions, device=ctx.pre_activation.device)
 
     def attention(self, ctx: Context) -> Tensor:
         """[B, S, T]: weights of the pairs; for every student map they sum to 1."""

@@ -88,12 +88,12 @@ TEACHER_ARGUMENTS = frozenset(
 
 @dataclass(frozen=True)
 class StudentOutput:
-    """The student's outputs for a batch: `before`, `after`, `maps`, `maps_before` as in Context."""
+    """The student's outputs for a batch; the attributes are those of Context."""
 
-    before: Tensor
-    after: Tensor
+    pre_activation: Tensor
+    post_activation: Tensor
     maps: Mapping[str, Tensor] = field(default_factory=dict)
-    maps_before: Mapping[str, Tensor] = field(default_factory=dict)
+    pre_activation_maps: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,9 @@ class Context:
     T is the number of tokens.
 
     Attributes:
-        before: [B, Ds] pooled student feature before the last activation (the KDEP tap).
-        after: [B, Ds] pooled student feature after the last activation (the input of a classifier).
+        pre_activation: [B, Ds] pooled student feature before the last activation (the KDEP tap).
+        post_activation: [B, Ds] pooled student feature after the last activation (the input of a
+            classifier).
         target: [B, Ds] aligned and transformed teacher feature, without gradient. None unless the
             class has "target" in `needs`.
         labels: [B] int64 class numbers. None in a label-free run, and unless the class has "labels"
@@ -123,7 +124,8 @@ class Context:
         maps: the student's feature pyramid, {"s8": [B, C, H/8, W/8], ...}: levels are named by
             their stride in pixels. Empty unless the class has "maps" in `needs` or "student_maps"
             in `requires`.
-        maps_before: the levels named by `Objective.levels_before`, before their last activation.
+        pre_activation_maps: the levels named by `Objective.pre_activation_levels`, before their
+            last activation.
         images: [B, 3, px, px] the student's normalised input, for an objective that has its own
             networks (see `Objective.attach`).
         rows: [B] int64 row number (image-major) of each view: image = row // views.
@@ -134,13 +136,13 @@ class Context:
             it includes these forward passes in `forwards`.
     """
 
-    before: Tensor
-    after: Tensor
+    pre_activation: Tensor
+    post_activation: Tensor
     target: Tensor | None = None
     labels: Tensor | None = None
     teacher: TeacherOutput | None = None
     maps: Mapping[str, Tensor] = field(default_factory=dict)
-    maps_before: Mapping[str, Tensor] = field(default_factory=dict)
+    pre_activation_maps: Mapping[str, Tensor] = field(default_factory=dict)
     images: Tensor | None = None
     rows: Tensor | None = None
     step: int = 0
@@ -201,10 +203,10 @@ class Component(nn.Module, ABC):
         """Called after every optimiser step, without gradient; for example for moving averages."""
 
     @classmethod
-    def levels_before(cls, config: Mapping[str, Any]) -> frozenset[str]:
+    def pre_activation_levels(cls, config: Mapping[str, Any]) -> frozenset[str]:
         """Names of the student levels that an objective with this `config` reads before activation.
 
-        They are in `Context.maps_before`.
+        They are in `Context.pre_activation_maps`.
         """
         return frozenset()
 
@@ -268,7 +270,7 @@ class Objective(Component):
                 registered as a submodule a second time.
             new_network: creates a network of the student's architecture, or of the student config
                 that is passed to it, with new random weights. Called with `Context.images`, the
-                network returns (before, after), pooled as the student's features are. With
+                network returns (pre-activation, post-activation), pooled like the student's. With
                 maps=True, a network of the student's architecture returns a StudentOutput that
                 includes the maps.
         """
@@ -320,7 +322,7 @@ class Demands:
     requires: frozenset[str]
     couples_samples: bool
     forwards: float = 0
-    levels_before: frozenset[str] = frozenset()
+    pre_activation_levels: frozenset[str] = frozenset()
     has_auxiliary_modules: bool = False
 
     @property
@@ -356,7 +358,7 @@ def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Dem
         kind.requires.union(*(part.requires for part in parts)),
         kind.couples_samples or any(part.couples_samples for part in parts),
         kind.count_forwards(config) + sum(part.forwards for part in parts),
-        kind.levels_before(config).union(*(part.levels_before for part in parts)),
+        kind.pre_activation_levels(config).union(*(part.pre_activation_levels for part in parts)),
         getattr(kind, "has_auxiliary_modules", False)
         or any(part.has_auxiliary_modules for part in parts),
     )

@@ -84,7 +84,7 @@ class BalancedDivergences(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.labels is not None
         assert ctx.images is not None
-        s, t = self.head(ctx.after), self.peer_head(self.peer(ctx.images)[1])
+        s, t = self.head(ctx.post_activation), self.peer_head(self.peer(ctx.images)[1])
         fixed_s, fixed_t = s.detach(), t.detach()
         divergences = {
             "forward": soft_kl(fixed_t, s, self.tau),

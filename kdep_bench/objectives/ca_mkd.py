@@ -87,7 +87,7 @@ class ConfidenceAwareFeatures(Objective):
         errors, losses = list[Tensor](), list[Tensor]()
         for role, teacher in ctx.teachers.items():
             assert teacher.classifier is not None
-            feature = self.embed[f"of_{role}"](ctx.after)
+            feature = self.embed[f"of_{role}"](ctx.post_activation)
             errors.append((feature - teacher.pooled).square().mean(1))
             logits = teacher.classifier(feature)
             losses.append(F.cross_entropy(logits, ctx.labels, reduction="none"))

@@ -108,7 +108,9 @@ class CurriculumExperts(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         stratum = self.strata(self.difficulty(ctx))
-        return {"kl": self.scale(ctx, stratum) * self.kl(ctx, self.head(ctx.after), stratum)}
+        return {
+            "kl": self.scale(ctx, stratum) * self.kl(ctx, self.head(ctx.post_activation), stratum)
+        }
 
     def kl(self, ctx: Context, student_BC: Tensor, stratum_B: Tensor) -> Tensor:
         """[B]: tau^2 KL_tau of each sample's teacher and the student."""
@@ -163,7 +165,7 @@ class CurriculumExpertsWithLabels(CurriculumExperts):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.labels is not None
-        student, stratum = self.head(ctx.after), self.strata(self.difficulty(ctx))
+        student, stratum = self.head(ctx.post_activation), self.strata(self.difficulty(ctx))
         scale = self.scale(ctx, stratum)
         cross_entropy = F.cross_entropy(student, ctx.labels, reduction="none")
         kl = self.kl(ctx, student, stratum)

@@ -74,14 +74,14 @@ class ContrastiveDistillation(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
         assert ctx.rows is not None
-        if len(ctx.before) + len(self.queue) < 2:
+        if len(ctx.pre_activation) + len(self.queue) < 2:
             raise KdepError(
                 "contrastive distillation has no negatives: the batch has one image and the queue "
                 "is empty, so its loss would always be 0",
                 expected="a batch of at least 2 images, or a queue",
                 fix="increase `batch` in the suite's budget or `queue` in the method's objective",
             )
-        student = F.normalize(self.projector(ctx.before), dim=1)
+        student = F.normalize(self.projector(ctx.pre_activation), dim=1)
         keys = torch.cat([F.normalize(ctx.teacher.pooled, dim=1).detach(), self.queue])
         images = torch.cat([ctx.rows // self.views, self.queue_images])
         scores = self.log_scale.exp() * student @ keys.T

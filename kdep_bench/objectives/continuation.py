@@ -73,5 +73,5 @@ class Continuation(Objective):
         square_norm = self.classes * self.scale(
             lambda: logits.square().mean(), "the teacher's logit"
         )
-        loss = hinge(self.head(ctx.after), logits, phi, self.margin * square_norm)
+        loss = hinge(self.head(ctx.post_activation), logits, phi, self.margin * square_norm)
         return {"hinge": self.weight / square_norm * loss}

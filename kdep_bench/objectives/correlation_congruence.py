@@ -53,5 +53,5 @@ class CorrelationCongruence(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
-        difference = self.kernel(ctx.before) - self.kernel(ctx.teacher.pooled)
+        difference = self.kernel(ctx.pre_activation) - self.kernel(ctx.teacher.pooled)
         return {"correlation": self.weight * difference.square().mean(1)}

@@ -1,6 +1,6 @@
 """Supervised pre-training: cross-entropy of a linear head.
 
-The head reads the pooled feature after the last activation (`Context.after`).
+The head reads the pooled feature after the last activation (`Context.post_activation`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class CrossEntropy(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.labels is not None
         loss = F.cross_entropy(
-            self.head(ctx.after),
+            self.head(ctx.post_activation),
             ctx.labels,
             reduction="none",
             label_smoothing=self.label_smoothing,

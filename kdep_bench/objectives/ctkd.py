@@ -89,4 +89,4 @@ class CTKD(Objective):
         assert ctx.teacher is not None
         assert ctx.teacher.logits is not None
         tau = self.temperature(self.curriculum(ctx.step, ctx.steps))
-        return {"kl": soft_kl(ctx.teacher.logits, self.head(ctx.after), tau)}
+        return {"kl": soft_kl(ctx.teacher.logits, self.head(ctx.post_activation), tau)}

@@ -56,5 +56,5 @@ class FeatureRegression(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.target is not None
         target = ctx.target / self.rms if self.rms != 1.0 else ctx.target
-        student = ctx.before if self.tap == "before" else ctx.after
+        student = ctx.pre_activation if self.tap == "before" else ctx.post_activation
         return {"feature": self.weight * (student - target).square().mean(1)}

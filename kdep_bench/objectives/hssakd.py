@@ -183,8 +183,7 @@ class Hssakd(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         teacher, teacher_joint = self.targets(ctx)
-        # `after`: after the last activation, as for a classifier.
-        student, (a, b, c) = self.head(ctx.after), self.weights
+        student, (a, b, c) = self.head(ctx.post_activation), self.weights
         terms = {
             "cross_entropy": a * self.unrotated_cross_entropy(ctx, student),
             "main": b * soft_kl(teacher, student, self.tau),

@@ -80,7 +80,7 @@ class HssakdOnline(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.images is not None
         peer = self.peer(ctx.images)
-        main = self.head(ctx.after), self.peer_head(peer.after)
+        main = self.head(ctx.post_activation), self.peer_head(peer.post_activation)
         joint = _logits(self.joint, ctx.maps), _logits(self.peer_joint, peer.maps)
         return {
             **self.student_terms(ctx, main[0], main[1], joint[0], joint[1]),

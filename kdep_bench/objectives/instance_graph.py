@@ -90,7 +90,7 @@ class InstanceGraph(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
-        late_s, late_t = self.graph(ctx.before), self.graph(ctx.teacher.pooled)
+        late_s, late_t = self.graph(ctx.pre_activation), self.graph(ctx.teacher.pooled)
         out = {"edges": self.edges * self.difference(late_s, late_t)}
         for student_map, teacher_map in self.levels.items():
             early_s = self.graph(ctx.maps[student_map].mean((2, 3)))

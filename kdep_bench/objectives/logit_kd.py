@@ -64,7 +64,7 @@ class LogitKD(Objective):
         self._entropy_checked = False
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
-        return {"kl": self.kl(ctx, self.head(ctx.after))}
+        return {"kl": self.kl(ctx, self.head(ctx.post_activation))}
 
     def kl(self, ctx: Context, student_BC: Tensor) -> Tensor:
         """The distillation term per sample, [B], at the temperature of this step."""
@@ -130,7 +130,7 @@ class LogitKDWithLabels(LogitKD):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.labels is not None
-        z = self.head(ctx.after)
+        z = self.head(ctx.post_activation)
         cross_entropy = F.cross_entropy(z, ctx.labels, reduction="none")
         return {
             "cross_entropy": (1 - self.alpha) * cross_entropy,

@@ -154,12 +154,12 @@ class MapRegression(Objective):
         self.scale = FirstBatch(len(levels))
 
     @classmethod
-    def levels_before(cls, config: Mapping[str, Any]) -> frozenset[str]:
+    def pre_activation_levels(cls, config: Mapping[str, Any]) -> frozenset[str]:
         return frozenset(config["levels"]) if config.get("tap") == "before" else frozenset()
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
-        maps, out = ctx.maps_before if self.tap == "before" else ctx.maps, {}
+        maps, out = ctx.pre_activation_maps if self.tap == "before" else ctx.maps, {}
         for k, (student_map, teacher_map) in enumerate(self.levels.items()):
             target = self.targets[student_map](ctx.teacher.maps[teacher_map])
             mean_square = self.scale(

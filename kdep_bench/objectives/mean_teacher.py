@@ -111,7 +111,7 @@ class MeanTeacher(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.labels is not None
-        logits, weight = self.head(ctx.after), self.weight(ctx.step, ctx.steps)
+        logits, weight = self.head(ctx.post_activation), self.weight(ctx.step, ctx.steps)
         difference = (F.softmax(logits, 1) - self.ema_probabilities(ctx)).square().mean(1)
         cross_entropy = F.cross_entropy(logits, ctx.labels, reduction="none")
         return {"cross_entropy": cross_entropy, "consistency": weight * difference}

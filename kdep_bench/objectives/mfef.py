@@ -154,8 +154,8 @@ class FusedMaps(Objective):
         outputs = [peer(ctx.images) for peer in self.peers]
         maps = [ctx.maps[self.level], *(output.maps[self.level] for output in outputs)]
         logits = [
-            self.head(ctx.after),
-            *(head(o.after) for head, o in zip(self.peer_heads, outputs, strict=True)),
+            self.head(ctx.post_activation),
+            *(head(o.post_activation) for head, o in zip(self.peer_heads, outputs, strict=True)),
         ]
         fused = self.fuse(maps)
         fused_logits = self.fused_head(fused.mean((2, 3)))

@@ -97,7 +97,7 @@ class MultiTeacherKD(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         # `after`: after the last activation, as for a classifier.
-        return self.distillation_terms(ctx, self.head(ctx.after))
+        return self.distillation_terms(ctx, self.head(ctx.post_activation))
 
     def distillation_terms(self, ctx: Context, student_BC: Tensor) -> dict[str, Tensor]:
         """{"kl_<role>": weighted distillation term (B,)} of the student's logits."""
@@ -160,6 +160,6 @@ class MultiTeacherKDWithLabels(MultiTeacherKD):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.labels is not None
-        student = self.head(ctx.after)
+        student = self.head(ctx.post_activation)
         cross_entropy = F.cross_entropy(student, ctx.labels, reduction="none")
         return {"cross_entropy": cross_entropy, **self.distillation_terms(ctx, student)}

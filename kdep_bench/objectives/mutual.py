@@ -48,7 +48,10 @@ class Mutual(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.labels is not None
         assert ctx.images is not None
-        logits, peer_logits = self.head(ctx.after), self.peer_head(self.peer(ctx.images)[1])
+        logits, peer_logits = (
+            self.head(ctx.post_activation),
+            self.peer_head(self.peer(ctx.images)[1]),
+        )
         return {
             "cross_entropy": F.cross_entropy(logits, ctx.labels, reduction="none"),
             "mutual": self.weight * kl(peer_logits, logits),

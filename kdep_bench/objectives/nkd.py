@@ -79,7 +79,7 @@ class NKD(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
         assert ctx.teacher.logits is not None
-        student, teacher, y = self.head(ctx.after), ctx.teacher.logits, self.target(ctx)
+        student, teacher, y = self.head(ctx.post_activation), ctx.teacher.logits, self.target(ctx)
         return {
             "cross_entropy": self.hard * F.cross_entropy(student, y, reduction="none"),
             "target": target_term(teacher, student, y),
@@ -136,6 +136,6 @@ class TeacherFreeNKD(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.labels is not None
-        logits = self.head(ctx.after)
+        logits = self.head(ctx.post_activation)
         log_py = F.log_softmax(logits, 1).gather(1, ctx.labels[:, None])[:, 0]
         return {"cross_entropy": -log_py, "target": -self.weights(log_py) * log_py}

@@ -40,6 +40,6 @@ class PKT(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
-        p_s = neighbour_probabilities(ctx.before)
+        p_s = neighbour_probabilities(ctx.pre_activation)
         p_t = neighbour_probabilities(ctx.teacher.pooled)
         return {"pkt": self.weight * (p_t * ((p_t + EPS) / (p_s + EPS)).log()).mean(1)}

@@ -110,7 +110,7 @@ class PrototypeDistillation(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
-        error = ctx.before.new_zeros(len(ctx.before))
+        error = ctx.pre_activation.new_zeros(len(ctx.pre_activation))
         for level, s_BCHW, t_BCHW in pairs(ctx, self.levels, self.projectors):
             u_BCHW = F.normalize(t_BCHW, dim=1)
             r_BCHW = reconstruct(u_BCHW, self.initialised_prototypes(level, u_BCHW), self.tau)

@@ -69,5 +69,5 @@ class ProjectedRegression(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
-        error = self.projector(ctx.before) - ctx.teacher.pooled
+        error = self.projector(ctx.pre_activation) - ctx.teacher.pooled
         return {"feature": self.weight * error.square().mean(1)}

@@ -68,7 +68,7 @@ class RKD(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
-        student, teacher = ctx.before, ctx.teacher.pooled
+        student, teacher = ctx.pre_activation, ctx.teacher.pooled
         batch = len(student)
         vertices = batch if self.vertices is None else min(self.vertices, batch)
         with torch.no_grad():

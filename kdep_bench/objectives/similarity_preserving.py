@@ -35,6 +35,6 @@ class SimilarityPreserving(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
-        difference = row_gram(ctx.before) - row_gram(ctx.teacher.pooled)
+        difference = row_gram(ctx.pre_activation) - row_gram(ctx.teacher.pooled)
         # One value per sample; their mean over B is |.|_F^2 / B^2.
         return {"similarity": self.weight * difference.square().mean(1)}

@@ -35,5 +35,5 @@ class SoftTarget(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
         assert ctx.teacher.probabilities is not None
-        log_q = F.log_softmax(self.head(ctx.after), 1)
+        log_q = F.log_softmax(self.head(ctx.post_activation), 1)
         return {"soft_target": -(ctx.teacher.probabilities * log_q).sum(1)}

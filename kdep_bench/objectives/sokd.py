@@ -59,7 +59,7 @@ class SemiOnline(Objective):
         self.bridge = reinitialised(build_teacher(teacher_config).tail(self.level))
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
-        return self.kl_terms(ctx, self.head(ctx.after), self.bridge_logits(ctx))
+        return self.kl_terms(ctx, self.head(ctx.post_activation), self.bridge_logits(ctx))
 
     def bridge_logits(self, ctx: Context) -> Tensor:
         """The bridge's logits [B, C] for the teacher's map."""
@@ -109,7 +109,7 @@ class SemiOnlineWithLabels(SemiOnline):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.labels is not None
-        student, bridge = self.head(ctx.after), self.bridge_logits(ctx)
+        student, bridge = self.head(ctx.post_activation), self.bridge_logits(ctx)
         return {
             **self.kl_terms(ctx, student, bridge),
             "cross_entropy": F.cross_entropy(student, ctx.labels, reduction="none"),

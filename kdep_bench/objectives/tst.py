@@ -158,7 +158,7 @@ class TeachWhatYouShould(Objective):
         assert out is not None
         small = 255 * self.augment(self.as_pixels(ctx.images), draw)
         student = ctx.student((small - self.mean) / self.std)
-        return out, self.head(student.after)
+        return out, self.head(student.post_activation)
 
     def as_pixels(self, x_B3HW: Tensor) -> Tensor:
         """Images in [0, 1] from images that are normalised as the student's are."""
@@ -177,6 +177,6 @@ class TeachWhatYouShould(Objective):
         assert ctx.teacher.logits is not None
         teacher, student = self.logits_of_augmented(ctx, self.draw(ctx, 0))
         return {
-            "original": soft_kl(ctx.teacher.logits, self.head(ctx.after), self.tau) / 2,
+            "original": soft_kl(ctx.teacher.logits, self.head(ctx.post_activation), self.tau) / 2,
             "augmented": soft_kl(teacher.detach(), student, self.tau) / 2,
         }

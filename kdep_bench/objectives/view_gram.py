@@ -61,7 +61,7 @@ class ViewGram(Objective):
             self._order_checked = True
         with torch.no_grad():
             target = self.gram(ctx.teacher.pooled)
-        difference = (self.gram(ctx.before) - target).square().mean(2)
+        difference = (self.gram(ctx.pre_activation) - target).square().mean(2)
         # One value per view, the mean over a row of G; their mean over B is |.|_F^2 / M^2.
         return {"gram": self.weight * difference.flatten()}
 

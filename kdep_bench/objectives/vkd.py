@@ -64,5 +64,5 @@ class OrthogonalProjection(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
         target = layer_norm(ctx.teacher.pooled, ctx.teacher.pooled.shape[1:])
-        error = smooth_l1_loss(ctx.before @ self.projector().T, target, reduction="none")
+        error = smooth_l1_loss(ctx.pre_activation @ self.projector().T, target, reduction="none")
         return {"feature": self.weight * error.mean(1)}

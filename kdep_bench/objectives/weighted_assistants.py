@@ -95,7 +95,7 @@ class WeightedAssistants(Objective):
         return TeacherWeights({**chosen.weights, reference: 0.0}, chosen.report, chosen.note)
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
-        return {"kl": self.kl(ctx, self.head(ctx.after))}
+        return {"kl": self.kl(ctx, self.head(ctx.post_activation))}
 
     def kl(self, ctx: Context, student_BC: Tensor) -> Tensor:
         """[B]: tau^2 KL of the ensemble's and the student's probabilities at temperature tau."""
@@ -154,7 +154,7 @@ class WeightedAssistantsWithLabels(WeightedAssistants):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.labels is not None
-        student = self.head(ctx.after)
+        student = self.head(ctx.post_activation)
         cross_entropy = F.cross_entropy(student, ctx.labels, reduction="none")
         return {
             "cross_entropy": (1 - self.alpha) * cross_entropy,

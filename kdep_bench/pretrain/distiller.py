@@ -116,8 +116,8 @@ class Distiller(BaseModel):
             (parameters, BatchNorm statistics, target and loss stay float32). float16 needs a GPU
             and loss scaling (AmpOptimWrapper); bfloat16 needs neither.
         maps: whether the objective reads the student's feature pyramid.
-        levels_before: names of the pyramid levels that the objective reads before their last
-            activation.
+        pre_activation_levels: names of the pyramid levels that the objective reads before their
+            last activation.
         teacher: arguments of TeacherReader.
         accumulate: number of micro-batches per step.
         compile: back end of torch.compile for the student, or None.
@@ -147,7 +147,7 @@ class Distiller(BaseModel):
         target: Mapping[str, Any] | None = None,
         precision: str = "float32",
         maps: bool = False,
-        levels_before: Sequence[str] = (),
+        pre_activation_levels: Sequence[str] = (),
         teacher: Mapping[str, Any] | None = None,
         accumulate: int = 1,
         compile: str | None = None,
@@ -171,7 +171,7 @@ class Distiller(BaseModel):
             SINGLE_ROLE: teacher or {}
         }
         self.teacher_readers = {k: TeacherReader(**args) for k, args in reader_args.items()}
-        self._pyramid = Pyramid(student, levels_before) if maps else None
+        self._pyramid = Pyramid(student, pre_activation_levels) if maps else None
         self.backbone = build_backbone(student) if self._pyramid is None else self._pyramid.backbone
         self._tap = [PreActivationTap(self.backbone, student["tap"])]
         self._tap[0].verify(student["width"], student["input_px"])
@@ -247,8 +247,12 @@ class Distiller(BaseModel):
         with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
             before, after = self.student(x)
         with torch.autocast(device, enabled=False):
-            maps, maps_before = self._pyramid.maps() if self._pyramid is not None else ({}, {})
-            return StudentOutput(pool(before.float()), pool(after.float()), maps, maps_before)
+            maps, pre_activation_maps = (
+                self._pyramid.maps() if self._pyramid is not None else ({}, {})
+            )
+            return StudentOutput(
+                pool(before.float()), pool(after.float()), maps, pre_activation_maps
+            )
 
     def forward(
         self,
@@ -409,13 +413,13 @@ class Distiller(BaseModel):
         """
         first = next(iter(teachers), "")
         ctx = Context(
-            before=student.before,
-            after=student.after,
+            pre_activation=student.pre_activation,
+            post_activation=student.post_activation,
             target=targets.get(first),
             labels=labels,
             teacher=teachers.get(first),
             maps=student.maps,
-            maps_before=student.maps_before,
+            pre_activation_maps=student.pre_activation_maps,
             images=images,
             rows=rows,
             step=self.step,
@@ -430,11 +434,11 @@ class Distiller(BaseModel):
                 self.objective.update_auxiliary(ctx, self.auxiliary)
         terms = self.objective.terms(ctx)
         for name, term in terms.items():
-            if term.shape != student.before.shape[:1]:
+            if term.shape != student.pre_activation.shape[:1]:
                 raise KdepError(
                     f"the loss term {name!r} of {type(self.objective).__name__} has shape "
                     f"{tuple(term.shape)}",
-                    expected=f"({len(student.before)},), one value per sample",
+                    expected=f"({len(student.pre_activation)},), one value per sample",
                     fix="return one loss per sample from `terms` of that class",
                 )
         return {f"loss_{name}": term.mean() for name, term in terms.items()}

@@ -162,7 +162,7 @@ def _model_config(
         "student": spec["student"],
         "precision": budget.get("precision", "float32"),
         "maps": required.pyramid,
-        "levels_before": sorted(required.levels_before),
+        "pre_activation_levels": sorted(required.pre_activation_levels),
         "teacher": teacher_source.model,
         "roles": spec.get("roles", []),
         "accumulate": budget.get("accumulate", 1),

@@ -241,7 +241,7 @@ class TinyRun:
             target,
             maps=self.requirements.pyramid,
             augment=augment,
-            levels_before=sorted(self.requirements.levels_before),
+            pre_activation_levels=sorted(self.requirements.pre_activation_levels),
             teacher=self.teacher_reader_arguments(reader_options),
             roles=self.roles,
         )

@@ -42,7 +42,7 @@ def with_maps(maps: dict[str, Tensor], teacher_maps: dict[str, Tensor]) -> Conte
     """A batch with these maps of student and teacher."""
     pooled = torch.zeros(B, 4)
     teacher_output = TeacherOutput(torch.zeros(B, 5), None, teacher_maps)
-    return Context(before=pooled, after=pooled, teacher=teacher_output, maps=maps)
+    return Context(pre_activation=pooled, post_activation=pooled, teacher=teacher_output, maps=maps)
 
 
 def build(kind: Any = AttentionFeatures, **arguments: Any) -> Any:

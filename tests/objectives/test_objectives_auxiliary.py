@@ -192,8 +192,8 @@ def batch(teacher: Tensor | None = None, step: int = 50) -> Context:
     labels = x[:, :3].argmax(1)
     right = 5 * F.one_hot(labels, 3).float()
     return Context(
-        before=x,
-        after=x,
+        pre_activation=x,
+        post_activation=x,
         labels=labels,
         rows=torch.arange(800),
         teacher=TeacherOutput(x, right if teacher is None else teacher),
@@ -234,7 +234,9 @@ def test_held_out_images_are_not_trained_on_and_the_loss_is_the_mean_over_the_ot
     assert bool((is_held_out[::2] == is_held_out[1::2]).all())  # both views of an image
     terms = objective.terms(ctx)
     assert ctx.labels is not None
-    cross_entropy = F.cross_entropy(objective.head(ctx.after), ctx.labels, reduction="none")
+    cross_entropy = F.cross_entropy(
+        objective.head(ctx.post_activation), ctx.labels, reduction="none"
+    )
     assert not bool(terms["cross_entropy"][is_held_out].any())
     expected = 0.1 * cross_entropy[~is_held_out].mean()  # 0.1: the initial weight
     torch.testing.assert_close(terms["cross_entropy"].mean(), expected)

@@ -56,7 +56,9 @@ def build(**arguments: Any) -> tuple[BalancedDivergences, Context]:
 def logits(objective: BalancedDivergences, ctx: Context) -> tuple[np.ndarray, np.ndarray]:
     """Logits of student and peer, [B, C] float64 each."""
     peer = objective.peer.get_parameter("feature")
-    return tuple(z.detach().numpy() for z in (objective.head(ctx.after), objective.peer_head(peer)))  # type: ignore[return-value]
+    return tuple(
+        z.detach().numpy() for z in (objective.head(ctx.post_activation), objective.peer_head(peer))
+    )  # type: ignore[return-value]
 
 
 def softmax(logits_BC: np.ndarray, tau: float = 1.0) -> np.ndarray:
@@ -124,11 +126,14 @@ def test_without_the_reverse_direction_the_student_s_loss_is_logit_distillation(
     peer = torch.tensor(logits(objective, ctx)[1])
     kd = LogitKD(3, C, tau=4.0).double()
     kd.head.load_state_dict(objective.head.state_dict())
-    expected = kd.terms(Context(ctx.after, ctx.after, teacher=TeacherOutput(peer, peer)))
+    expected = kd.terms(
+        Context(ctx.post_activation, ctx.post_activation, teacher=TeacherOutput(peer, peer))
+    )
     student_terms = terms["forward"] + terms["reverse"]
     torch.testing.assert_close(student_terms, expected["kl"])
     gradients = [
-        torch.autograd.grad(term.sum(), ctx.after)[0] for term in (student_terms, expected["kl"])
+        torch.autograd.grad(term.sum(), ctx.post_activation)[0]
+        for term in (student_terms, expected["kl"])
     ]
     torch.testing.assert_close(*gradients)
 
@@ -136,7 +141,7 @@ def test_without_the_reverse_direction_the_student_s_loss_is_logit_distillation(
 def test_terms_named_peer_train_only_the_peer_and_the_others_only_the_student():
     objective, ctx = build()
     terms = objective.terms(ctx)
-    features = {"student": ctx.after, "peer": objective.peer.get_parameter("feature")}
+    features = {"student": ctx.post_activation, "peer": objective.peer.get_parameter("feature")}
     for name, term in terms.items():
         trained = "peer" if name.startswith("peer") else "student"
         for network, feature in features.items():

@@ -74,7 +74,7 @@ def reference(
     """
     rank = difficulty.argsort().argsort()
     stratum = rank // (B // len(ctx.teachers))
-    student = as_array(objective.head(ctx.after))
+    student = as_array(objective.head(ctx.post_activation))
     logits = [as_array(t.logits) for t in ctx.teachers.values()]
     chosen = np.stack([logits[k][b] for b, k in enumerate(stratum)])
     log_t, log_s = log_softmax(chosen, tau), log_softmax(student, tau)
@@ -123,7 +123,7 @@ def test_one_teacher_gives_logit_distillation():
     torch.testing.assert_close(objective.terms(ctx), kd.terms(ctx))
     label_free = CurriculumExperts(3, classes_of("a"), tau=2.0, epochs=1.0).double()
     label_free.head.load_state_dict(kd.head.state_dict())
-    expected = LogitKD.kl(kd, ctx, kd.head(ctx.after))
+    expected = LogitKD.kl(kd, ctx, kd.head(ctx.post_activation))
     torch.testing.assert_close(label_free.terms(ctx)["kl"], expected)
 
 
@@ -145,9 +145,9 @@ def test_samples_of_unused_strata_have_no_gradient():
     objective, ctx = CurriculumExperts(3, classes_of(*"abc"), pacing=0.0).double(), context()
     hard = objective.strata(objective.difficulty(ctx)) > 0
     objective.terms(ctx)["kl"].mean().backward()
-    assert ctx.after.grad is not None
-    assert not ctx.after.grad[hard].any()
-    assert bool(ctx.after.grad[~hard].any())
+    assert ctx.post_activation.grad is not None
+    assert not ctx.post_activation.grad[hard].any()
+    assert bool(ctx.post_activation.grad[~hard].any())
 
 
 def test_a_pacing_of_two_thirds_uses_two_of_three_strata():

@@ -72,7 +72,7 @@ def info_nce(objective: ContrastiveDistillation, ctx: Context, negatives: list[A
         tau: temperature.
     """
     weight, bias = objective.projector.weight.tolist(), objective.projector.bias.tolist()
-    features, losses = zip(ctx.before.tolist(), teacher_features(ctx), strict=True), []
+    features, losses = zip(ctx.pre_activation.tolist(), teacher_features(ctx), strict=True), []
     for k, (feature, positive) in enumerate(features):
         projected = [sum(a * b for a, b in zip(row, feature, strict=True)) for row in weight]
         student = unit([p + b for p, b in zip(projected, bias, strict=True)])
@@ -109,7 +109,10 @@ def test_without_a_queue_the_loss_is_the_cross_entropy_over_the_batch():
     objective, ctx = build(queue=0, tau=0.2), context(0)
     objective.terms(context(9))  # an earlier batch, of which nothing is kept
     assert ctx.teacher is not None
-    student, teacher = F.normalize(objective.projector(ctx.before)), F.normalize(ctx.teacher.pooled)
+    student, teacher = (
+        F.normalize(objective.projector(ctx.pre_activation)),
+        F.normalize(ctx.teacher.pooled),
+    )
     scores = student @ teacher.T / 0.2
     expected = F.cross_entropy(scores, torch.arange(B), reduction="none")
     torch.testing.assert_close(objective.terms(ctx)["contrast"], expected)

@@ -34,7 +34,9 @@ def context(student: Tensor, teacher: Tensor, step: int = 0) -> Context:
     pooled = torch.zeros(B, 4)
     teacher_output = TeacherOutput(torch.zeros(B, 5), None, {"s8": teacher})
     maps = {"s8": student}
-    return Context(before=pooled, after=pooled, teacher=teacher_output, maps=maps, step=step)
+    return Context(
+        pre_activation=pooled, post_activation=pooled, teacher=teacher_output, maps=maps, step=step
+    )
 
 
 def test_the_cka_of_a_batch_equals_the_numpy_implementation():

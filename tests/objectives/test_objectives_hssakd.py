@@ -80,7 +80,7 @@ def test_every_term_equals_the_formula_in_float64():
     assert ctx.teacher is not None
     terms = {k: v.detach().numpy() for k, v in objective.terms(ctx).items()}
     teacher = objective.teacher.eval()
-    student = objective.head(ctx.after)
+    student = objective.head(ctx.post_activation)
     log_p = log_softmax(student.detach().numpy())
     # The batch holds images a and b as a0 a90 a180 a270 b0 ...; only a0 and b0 are unrotated.
     # Their labels are 2 and 0.
@@ -154,7 +154,7 @@ def test_the_teacher_s_classifiers_are_trained_with_labels_only():
     assert teacher_loss() < before - 0.1
     torch.stack([t.mean() for t in objective.terms(ctx).values()]).sum().backward()
     assert all(p.grad is None for p in objective.teacher.parameters())
-    assert ctx.after.grad is not None
+    assert ctx.post_activation.grad is not None
     assert all(bool(p.grad.any()) for p in objective.joint.parameters() if p.grad is not None)
     assert all(p.grad is not None for p in objective.joint.parameters())
 

@@ -65,8 +65,8 @@ def build(**arguments: Any) -> tuple[HssakdOnline, Context, StudentOutput]:
     student, peer = random_output(), random_output()
     objective.attach(nn.Identity(), lambda maps: Peer(peer) if maps else None)  # type: ignore[arg-type]
     ctx = Context(
-        student.before,
-        student.after,
+        student.pre_activation,
+        student.post_activation,
         labels=torch.tensor(LABELS).repeat_interleave(4),
         maps=student.maps,
         images=torch.zeros(4 * IMAGES, 3, 32, 32),
@@ -83,7 +83,10 @@ def test_every_term_equals_the_formula_in_float64():
     # 4 * CLASSES pairs of class and rotation.
     class_logits = [
         logits.detach().numpy()
-        for logits in (objective.head(ctx.after), objective.peer_head(peer.after))
+        for logits in (
+            objective.head(ctx.post_activation),
+            objective.peer_head(peer.post_activation),
+        )
     ]
     joint_logits = [
         {level: heads[level](maps[level]).detach().numpy() for level in MAPS}
@@ -115,9 +118,9 @@ def test_every_term_equals_the_formula_in_float64():
 def test_the_cross_entropy_reads_unrotated_images_only_and_the_mutual_term_all_rotations():
     objective, ctx, _ = build()
     before = objective.terms(ctx)
-    feature = ctx.after.detach().clone()
+    feature = ctx.post_activation.detach().clone()
     feature[5] += 1.0  # of a rotated image
-    changed = objective.terms(replace(ctx, after=feature))
+    changed = objective.terms(replace(ctx, post_activation=feature))
     assert torch.equal(changed["cross_entropy"], before["cross_entropy"])
     assert not torch.equal(changed["mutual"], before["mutual"])
 
@@ -129,7 +132,12 @@ def test_the_loss_of_each_of_the_two_networks_trains_only_that_network():
     for prefix, trained, fixed in (("", ctx, peer), ("peer_", peer, ctx)):  # student, then peer
         names = [k for k in terms if k.startswith("peer_") == bool(prefix)]
         loss = torch.stack([terms[k].sum() for k in names]).sum()
-        tensors = [trained.after, *trained.maps.values(), fixed.after, *fixed.maps.values()]
+        tensors = [
+            trained.post_activation,
+            *trained.maps.values(),
+            fixed.post_activation,
+            *fixed.maps.values(),
+        ]
         gradients = torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True)
         half = len(tensors) // 2  # those of the trained network are first
         assert all(g is not None and bool(g.any()) for g in gradients[:half])
@@ -148,7 +156,7 @@ def test_the_peer_has_other_weights_and_all_maps_and_its_loss_trains_only_it(tmp
     levels = [f"s{stride}" for stride in tiny.STRIDES]
     channels = {level: x.shape[1] for level, x in output.maps.items()}
     assert channels == dict(zip(levels, tiny.CHANNELS, strict=True))
-    torch.testing.assert_close(output.after, output.maps["s16"].mean((2, 3)))
+    torch.testing.assert_close(output.post_activation, output.maps["s16"].mean((2, 3)))
     run.terms(tiny.batch(BATCH, 0))["loss_peer_joint_mutual"].backward()
     gradient = peer.backbone.get_parameter("convs.0.weight").grad
     assert gradient is not None

@@ -44,7 +44,7 @@ def context(seed: int = 0, **values: Any) -> Context:
     """A batch with random student features [B, D] and teacher logits [B, C]."""
     feature = rand(B, D, seed=seed)
     teacher = TeacherOutput(rand(B, 9), 3 * rand(B, C, seed=1))
-    return Context(before=feature, after=feature, teacher=teacher, **values)
+    return Context(pre_activation=feature, post_activation=feature, teacher=teacher, **values)
 
 
 def build(kind: Any, **values: Any) -> Any:
@@ -95,7 +95,7 @@ def test_nkd_without_labels_uses_the_teacher_s_top_1():
 def test_the_weights_of_teacher_free_nkd_have_the_given_mean():
     labels = torch.tensor([0, 1, 2, 0, 1])
     objective = TeacherFreeNKD(D, 3, value=0.7)
-    log_p = F.log_softmax(objective.head(context().after), 1)
+    log_p = F.log_softmax(objective.head(context().post_activation), 1)
     log_p_of_label = log_p.gather(1, labels[:, None])[:, 0]
     weights = objective.weights(log_p_of_label)
     assert float(weights.mean()) == pytest.approx(0.7)
@@ -123,7 +123,7 @@ def test_margin_0_is_annealing_kd_and_a_large_margin_gives_no_gradient():
     assert ctx.teacher is not None
     assert ctx.teacher.logits is not None
     phi = 2 / 20  # the second of 20 values, each for 2 of 40 steps
-    expected = (no_margin.head(ctx.after) - phi * ctx.teacher.logits).square().sum(1)
+    expected = (no_margin.head(ctx.post_activation) - phi * ctx.teacher.logits).square().sum(1)
     # The loss is divided by the mean square of the teacher's logits in the first batch.
     mean_square = ctx.teacher.logits.square().mean()
     torch.testing.assert_close(no_margin.terms(ctx)["hinge"], expected / mean_square)

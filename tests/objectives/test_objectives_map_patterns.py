@@ -35,7 +35,9 @@ def context(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Context:
     """A batch with these maps of student and teacher, {level: [B, C, H, W]}."""
     pooled = torch.zeros(len(next(iter(student.values()))), 3)
     teacher_output = TeacherOutput(pooled, None, teacher)
-    return Context(before=pooled, after=pooled, teacher=teacher_output, maps=student)
+    return Context(
+        pre_activation=pooled, post_activation=pooled, teacher=teacher_output, maps=student
+    )
 
 
 def build(kind: Any, levels: dict[str, str], **arguments: Any) -> Any:

@@ -75,11 +75,11 @@ def context(student: Tensor, teacher: Tensor, before: Tensor | None = None) -> C
     """A batch with these maps; `before` is the student's map before its activation."""
     pooled = torch.zeros(len(student), CS)
     return Context(
-        before=pooled,
-        after=pooled,
+        pre_activation=pooled,
+        post_activation=pooled,
         teacher=TeacherOutput(torch.zeros(len(student), 5), None, {"a": teacher}),
         maps={"s16": student},
-        maps_before={} if before is None else {"s16": before},
+        pre_activation_maps={} if before is None else {"s16": before},
     )
 
 
@@ -167,8 +167,8 @@ def test_tap_before_compares_the_student_s_maps_before_the_activation(folder):
     torch.testing.assert_close(before, expected)
     assert not torch.equal(before, after)
     config = dict(type="kdep_bench.objectives.map_regression.MapRegression", levels={"s16": "a"})
-    assert demands(config | {"tap": "before"}).levels_before == {"s16"}
-    assert not demands(config).levels_before
+    assert demands(config | {"tap": "before"}).pre_activation_levels == {"s16"}
+    assert not demands(config).pre_activation_levels
 
 
 def test_gradients_reach_the_student_and_the_objective_has_no_parameters(folder):

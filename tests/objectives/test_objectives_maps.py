@@ -30,7 +30,7 @@ def context(teacher: dict[str, Tensor], **maps: Tensor) -> Context:
     """A batch with these maps of the teacher and, as keywords, of the student."""
     pooled = torch.zeros(2, 4)
     teacher_output = TeacherOutput(torch.zeros(2, 5), None, teacher)
-    return Context(before=pooled, after=pooled, teacher=teacher_output, maps=maps)
+    return Context(pre_activation=pooled, post_activation=pooled, teacher=teacher_output, maps=maps)
 
 
 def build(kind: Any, levels: dict[str, str], **arguments: Any) -> Any:

@@ -51,8 +51,8 @@ def build(**arguments: Any) -> tuple[FusedMaps, Context, list[StudentOutput]]:
     peers = iter(outputs[1:])
     objective.attach(nn.Identity(), lambda maps: Peer(next(peers)))
     ctx = Context(
-        outputs[0].before,
-        outputs[0].after,
+        outputs[0].pre_activation,
+        outputs[0].post_activation,
         labels=torch.from_numpy(LABELS),
         maps=outputs[0].maps,
         images=torch.zeros(IMAGES, 3, 32, 32),
@@ -118,7 +118,7 @@ def test_every_term_equals_the_formula_in_float64(peers: int):
     fused = np.mean([attended(objective, k, x) for k, x in enumerate(maps)], axis=0)
     np.testing.assert_allclose(array(objective.fuse([o.maps["s32"] for o in outputs])), fused)
     heads = [objective.head, *objective.peer_heads]
-    all_logits = [array(head(o.after)) for head, o in zip(heads, outputs, strict=True)]
+    all_logits = [array(head(o.post_activation)) for head, o in zip(heads, outputs, strict=True)]
     head = objective.fused_head
     fused_logits = fused.mean((2, 3)) @ array(head.weight).T + array(head.bias)
     rows = np.arange(IMAGES)
@@ -164,7 +164,7 @@ def test_a_network_cannot_lower_its_loss_by_moving_the_fused_target():
         other_network = outputs[0 if name.startswith("peer_") else 1]
         gradients = torch.autograd.grad(
             terms[name].sum(),
-            [other_network.after, other_network.maps["s32"]],
+            [other_network.post_activation, other_network.maps["s32"]],
             retain_graph=True,
             allow_unused=True,
         )

@@ -49,7 +49,7 @@ def log_probabilities(*p: float) -> list[float]:
 
 def ones(ctx: Context) -> dict[str, Tensor]:
     """A loss of 1 per teacher and sample."""
-    return {role: torch.ones(len(ctx.after)) for role in ctx.teachers}
+    return {role: torch.ones(len(ctx.post_activation)) for role in ctx.teachers}
 
 
 def test_entropy_weights_of_two_teachers_equal_those_computed_by_hand():
@@ -97,7 +97,9 @@ def test_the_weight_of_a_teacher_goes_to_zero_as_its_error_grows():
 def test_two_equal_teachers_give_logit_distillation_from_one():
     torch.manual_seed(0)
     after, teacher = torch.randn(5, 3), torch.randn(5, 4)
-    ctx = context({"a": teacher, "b": teacher}, labels=torch.tensor([0, 1, 2, 3, 0]), after=after)
+    ctx = context(
+        {"a": teacher, "b": teacher}, labels=torch.tensor([0, 1, 2, 3, 0]), post_activation=after
+    )
     for weighting in ({"type": f"{PATH}.ca_mkd.ConfidenceWeights"}, None):
         kd = MultiTeacherKD(3, TWO_TEACHERS, tau=2.0, weighting=weighting)
         computed = sum(kd.terms(ctx).values())
@@ -109,7 +111,9 @@ def test_two_equal_teachers_give_logit_distillation_from_one():
 def test_the_terms_with_labels_share_one_head():
     torch.manual_seed(0)
     after, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 3, 0, 1])
-    ctx = context({"a": torch.randn(6, 4), "b": torch.randn(6, 4)}, labels=labels, after=after)
+    ctx = context(
+        {"a": torch.randn(6, 4), "b": torch.randn(6, 4)}, labels=labels, post_activation=after
+    )
     kd = MultiTeacherKDWithLabels(3, TWO_TEACHERS, 4)
     terms = kd.terms(ctx)
     assert set(terms) == {"cross_entropy", "kl_a", "kl_b"}
@@ -163,7 +167,7 @@ def test_the_teacher_s_classifier_weighs_features_and_is_not_trained():
     assert terms["a"].item() == pytest.approx(2 * (right / (wrong + right)) / 2, rel=1e-5)
     assert terms["b"].item() == pytest.approx(0.5 * (wrong / (wrong + right)) / 2, rel=1e-5)
     sum(terms.values()).sum().backward()  # type: ignore[union-attr]
-    assert bool(ctx.after.grad.any())  # type: ignore[union-attr]
+    assert bool(ctx.post_activation.grad.any())  # type: ignore[union-attr]
     assert wrong_classifier.weight.grad is None
 
 
@@ -204,7 +208,7 @@ def test_least_norm_weights_are_those_of_the_published_one_class_svm(count: int)
 def test_agreement_weighs_by_the_gradient_of_the_terms_with_respect_to_the_logits():
     torch.manual_seed(1)
     after = torch.randn(6, 3)
-    ctx = context({"a": torch.randn(6, 4), "b": 3 * torch.randn(6, 4)}, after=after)
+    ctx = context({"a": torch.randn(6, 4), "b": 3 * torch.randn(6, 4)}, post_activation=after)
     kd = AgreementKD(3, TWO_TEACHERS, tau=2.0, tolerance=0.8)
     logits = kd.head(after).detach().requires_grad_()
     gradients = []

@@ -66,8 +66,8 @@ def context(step: int = 0, steps: int = 1) -> Context:
     colours = torch.randn(4, 3, generator=generator)
     images = colours[:, :, None, None].expand(4, 3, 2, 2).contiguous()
     return Context(
-        before=-colours,
-        after=colours,
+        pre_activation=-colours,
+        post_activation=colours,
         labels=torch.tensor([0, 0, 2, 2]),
         images=images,
         rows=torch.arange(4),
@@ -90,12 +90,12 @@ def test_the_mean_teacher_s_target_is_from_the_other_view():
     attach(objective)
     ctx = context()
     terms = objective.train().terms(ctx)
-    teacher = F.softmax(ctx.after / BATCH_NORM_STD, 1)
+    teacher = F.softmax(ctx.post_activation / BATCH_NORM_STD, 1)
     of_other_view = teacher[[1, 0, 3, 2]]
-    expected = 3 * (F.softmax(ctx.after, 1) - of_other_view).square().mean(1)
+    expected = 3 * (F.softmax(ctx.post_activation, 1) - of_other_view).square().mean(1)
     torch.testing.assert_close(terms["consistency"], expected)
     assert ctx.labels is not None
-    hard = F.cross_entropy(ctx.after, ctx.labels, reduction="none")
+    hard = F.cross_entropy(ctx.post_activation, ctx.labels, reduction="none")
     torch.testing.assert_close(terms["cross_entropy"], hard)
     assert not any(p.requires_grad for p in objective.teacher.parameters())
     assert not any(p.requires_grad for p in objective.teacher_head.parameters())
@@ -107,7 +107,9 @@ def test_the_target_of_each_of_three_views_is_from_the_next_view():
     attach(objective)
     colours = torch.arange(18.0).view(6, 3) % 7
     images = colours[:, :, None, None].expand(6, 3, 2, 2)
-    targets = objective.ema_probabilities(Context(before=colours, after=colours, images=images))
+    targets = objective.ema_probabilities(
+        Context(pre_activation=colours, post_activation=colours, images=images)
+    )
     teacher = F.softmax(colours / BATCH_NORM_STD, 1)
     torch.testing.assert_close(targets, teacher[[1, 2, 0, 4, 5, 3]])
 
@@ -177,11 +179,14 @@ def test_the_losses_of_mutual_learning_equal_their_formulas():
     attach(objective)
     objective.eval()
     ctx = context()
-    student_feature = ctx.after.clone().requires_grad_()
+    student_feature = ctx.post_activation.clone().requires_grad_()
     terms = objective.terms(
         Context(student_feature.neg(), student_feature, labels=ctx.labels, images=ctx.images)
     )
-    student_logits, peer_logits = ctx.after, 2 * ctx.after / BATCH_NORM_STD  # the peer's scale is 2
+    student_logits, peer_logits = (
+        ctx.post_activation,
+        2 * ctx.post_activation / BATCH_NORM_STD,
+    )  # the peer's scale is 2
     log_s, log_p = F.log_softmax(student_logits, 1), F.log_softmax(peer_logits, 1)
     kl_to_student = (log_p.exp() * (log_p - log_s)).sum(1)  # KL(peer || student)
     kl_to_peer = (log_s.exp() * (log_s - log_p)).sum(1)

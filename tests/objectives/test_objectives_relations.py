@@ -40,7 +40,7 @@ def rotation(width: int) -> Tensor:
 def context(student: Tensor, teacher: Tensor, **values: Any) -> Context:
     """A batch with these features [B, DS] of the student and [B, DT] of the teacher."""
     output = TeacherOutput(teacher, None)
-    return Context(before=student, after=student.relu(), teacher=output, **values)
+    return Context(pre_activation=student, post_activation=student.relu(), teacher=output, **values)
 
 
 def total(objective: Objective, student: Tensor, teacher: Tensor, **values: Any) -> Tensor:
@@ -152,13 +152,15 @@ def test_the_change_between_layers_is_zero_for_equal_graphs(form: str):
     """The graph of the pooled feature (edges), of an early map, and the difference of both."""
     late, early = rand(B, DS), rand(B, 3, 2, 2, seed=3)
     equal = TeacherOutput(late, None, {"e": 2 * early})
-    ctx = Context(before=late, after=late, teacher=equal, maps={"s8": early})
+    ctx = Context(pre_activation=late, post_activation=late, teacher=equal, maps={"s8": early})
     graph = InstanceGraph({"s8": "e"}, form=form)  # type: ignore[arg-type]
     terms = graph.terms(ctx)
     assert set(terms) == {"edges", "early", "change"}
     assert all(float(v.abs().max()) < 1e-6 for v in terms.values())
     other_early = TeacherOutput(late, None, {"e": rand(B, 4, 5, 5, seed=4)})
-    terms = graph.terms(Context(before=late, after=late, teacher=other_early, maps={"s8": early}))
+    terms = graph.terms(
+        Context(pre_activation=late, post_activation=late, teacher=other_early, maps={"s8": early})
+    )
     assert float(terms["change"].mean()) > 1e-3
     assert float(terms["edges"].abs().max()) < 1e-6
 

@@ -91,7 +91,7 @@ def test_the_terms_between_student_and_bridge_are_those_of_mutual_learning():
     """At temperature 1, student and bridge learn from each other like two peers."""
     model, ctx = semi_online(tau=1.0), context()
     terms = model.terms(ctx)
-    student, bridge = model.head(ctx.after), model.bridge_logits(ctx)
+    student, bridge = model.head(ctx.post_activation), model.bridge_logits(ctx)
     torch.testing.assert_close(terms["student"], kl(bridge, student))
     torch.testing.assert_close(terms["bridge_student"], kl(student, bridge))
 

@@ -78,9 +78,9 @@ def test_distillation_from_a_one_hot_teacher_has_the_gradient_of_the_cross_entro
     objective = LogitKD(3, C, tau=1.0).double()
     ctx = context({"a": 1e4 * F.one_hot(labels, C).double()})
     with pytest.warns(UserWarning, match="mean entropy"):
-        gradient = torch.autograd.grad(objective.terms(ctx)["kl"].sum(), ctx.after)[0]
-    cross_entropy = F.cross_entropy(objective.head(ctx.after), labels, reduction="sum")
-    torch.testing.assert_close(gradient, torch.autograd.grad(cross_entropy, ctx.after)[0])
+        gradient = torch.autograd.grad(objective.terms(ctx)["kl"].sum(), ctx.post_activation)[0]
+    cross_entropy = F.cross_entropy(objective.head(ctx.post_activation), labels, reduction="sum")
+    torch.testing.assert_close(gradient, torch.autograd.grad(cross_entropy, ctx.post_activation)[0])
 
 
 def test_permuted_classes_have_the_same_information_but_not_the_same_similarities():
@@ -111,7 +111,7 @@ def test_permuted_distillation_equals_its_formula_and_with_two_classes_plain_dis
     logits = random_logits()
     objective, ctx = PermutedKD(3, C, tau=2.0, seed=5).double(), context({"a": logits})
     teacher = torch.softmax(permute_others(logits, torch.arange(B), 5) / 2, 1).numpy()
-    student = torch.softmax(objective.head(ctx.after) / 2, 1).detach().numpy()
+    student = torch.softmax(objective.head(ctx.post_activation) / 2, 1).detach().numpy()
     expected = 2**2 * (teacher * np.log(teacher / student)).sum(1)
     np.testing.assert_allclose(objective.terms(ctx)["kl"].detach(), expected, rtol=1e-9)
     plain, permuted = LogitKD(3, 2).double(), PermutedKD(3, 2).double()

@@ -80,7 +80,7 @@ def build(batch: int = 3, **arguments: Any) -> tuple[TeachWhatYouShould, Student
     images, teacher_images = (torch.randn(batch, 3, px, px).double() for px in (PX, TEACHER_PX))
     logits = torch.randn(batch, CLASSES).double()
     output = TeacherOutput(logits, logits, images=teacher_images)
-    before = student.run(images).before
+    before = student.run(images).pre_activation
     ctx = Context(
         before, before, teacher=output, images=images, student=student.run, step=5, steps=40
     )
@@ -174,7 +174,7 @@ def test_draws_depend_on_seed_and_step_only():
 
     def numbers(step: int, number: int = 0) -> list[float]:
         """All random numbers of the draw with this number in a step."""
-        drawn = objective.draw(Context(ctx.before, ctx.after, step=step), number)
+        drawn = objective.draw(Context(ctx.pre_activation, ctx.post_activation, step=step), number)
         return [*drawn.chosen, *drawn.uniform, *drawn.corner, *drawn.signs]
 
     first = numbers(3)
@@ -214,7 +214,7 @@ def reference_logits(
     x = (inverted - teacher.mean.numpy()) / teacher.std.numpy()
     teacher_logits = x.reshape(len(x), -1) @ teacher.weight.numpy()
     inverted = (255 - (ctx.images.numpy() * std + mean) - mean) / std
-    after = student.run(torch.from_numpy(inverted)).after
+    after = student.run(torch.from_numpy(inverted)).post_activation
     return teacher_logits, objective.head(after).detach().numpy()
 
 
@@ -240,7 +240,7 @@ def test_the_losses_of_augmentation_and_student_equal_their_formulas_in_float64(
         log_t, log_s = log_softmax(teacher, 2.5), log_softmax(student, 2.5)
         return 2.5**2 * (np.exp(log_t) * (log_t - log_s)).sum(1)
 
-    original = objective.head(ctx.after).detach().numpy()
+    original = objective.head(ctx.post_activation).detach().numpy()
     np.testing.assert_allclose(terms["original"], kl(ctx.teacher.logits.numpy(), original) / 2)
     expected = kl(teacher_logits, student_logits) / 2
     np.testing.assert_allclose(terms["augmented"], expected, rtol=1e-4)

@@ -106,7 +106,7 @@ def test_the_loss_equals_the_formula_in_float64():
     ctx = context("a", "b", "large")
     logits = {role: t.logits.numpy() for role, t in ctx.teachers.items() if t.logits is not None}
     mixture = 0.25 * probabilities(logits["a"], 3.0) + 0.75 * probabilities(logits["b"], 3.0)
-    student = probabilities(objective.head(ctx.after).detach().numpy(), 3.0)
+    student = probabilities(objective.head(ctx.post_activation).detach().numpy(), 3.0)
     expected = 3.0**2 * (mixture * np.log(mixture / student)).sum(1)
     np.testing.assert_allclose(objective.terms(ctx)["kl"].detach(), expected, rtol=1e-9)
 
@@ -120,7 +120,7 @@ def test_the_loss_with_labels_equals_the_formula_in_float64():
     logits_a, logits_b = (t.logits.numpy() for t in ctx.teachers.values() if t.logits is not None)
     tau = 4.0  # the default
     mixture = (probabilities(logits_a, tau) + probabilities(logits_b, tau)) / 2
-    logits = objective.head(ctx.after).detach().numpy()
+    logits = objective.head(ctx.post_activation).detach().numpy()
     student, of_label = (
         probabilities(logits, tau),
         probabilities(logits)[np.arange(B), np.arange(B) % C],

@@ -33,7 +33,7 @@ class TwoTerms(Objective):
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         """Sums of the features before (a) and after (b) the last activation."""
-        return {"a": ctx.before.sum(1), "b": ctx.after.sum(1)}
+        return {"a": ctx.pre_activation.sum(1), "b": ctx.post_activation.sum(1)}
 
     def after_step(self) -> None:
         """Counts a step."""
@@ -60,7 +60,7 @@ def config(**options: Any) -> dict[str, Any]:
 def context(**values: Any) -> Context:
     """Three samples of width 4: 1 before, 2 after the last activation, and the target 0."""
     ones = torch.ones(3, 4)
-    return Context(before=ones, after=2 * ones, target=0 * ones, **values)
+    return Context(pre_activation=ones, post_activation=2 * ones, target=0 * ones, **values)
 
 
 def test_a_weighted_sum_declares_the_inputs_and_arguments_of_all_its_parts():

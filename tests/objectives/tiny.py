@@ -121,7 +121,7 @@ class TinyTeacher(Teacher):
             self.classifier = nn.Linear(width, logits)
             self.local = nn.Conv2d(LATENTS, 10, 1)
             # The maps pass through these, so that hooks can read them like a layer's output.
-            self.after = nn.ModuleDict({name: nn.Identity() for name in self.layers})
+            self.post_activation = nn.ModuleDict({name: nn.Identity() for name in self.layers})
             self.logits = logits
             for layer in (self.first, self.second, self.classifier, self.local):
                 nn.init.normal_(layer.weight, std=1.5 / layer.weight[0].numel() ** 0.5)
@@ -138,7 +138,7 @@ class TinyTeacher(Teacher):
 
     def layer_module(self, layer: str) -> nn.Module:
         """The module whose output is the map `layer`."""
-        return self.after[layer] if layer in self.layers else super().layer_module(layer)
+        return self.post_activation[layer] if layer in self.layers else super().layer_module(layer)
 
     def tail(self, level: str) -> nn.Module:
         """New random layers from the map `level` to logits, other ones than the teacher's."""
@@ -172,7 +172,7 @@ class TinyTeacher(Teacher):
         if self.shuffle_generator is not None:
             order = torch.randperm(len(pooled), generator=self.shuffle_generator)
         maps = {
-            f"s{stride}": self.after[f"s{stride}"](
+            f"s{stride}": self.post_activation[f"s{stride}"](
                 torch.tanh(2 * self.local(F.adaptive_avg_pool2d(pattern_maps, PX // stride)))[order]
             )
             for stride in (4, 8, 16)

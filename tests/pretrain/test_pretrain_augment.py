@@ -53,8 +53,8 @@ class TwoPasses(Objective):
         self.seen.append(ctx)
         mirrored = ctx.student(ctx.images.flip(3))
         return {
-            "first": (ctx.before - ctx.target).square().mean(1),
-            "agree": (ctx.after - mirrored.after).square().mean(1),
+            "first": (ctx.pre_activation - ctx.target).square().mean(1),
+            "agree": (ctx.post_activation - mirrored.post_activation).square().mean(1),
         }
 
 
@@ -123,7 +123,7 @@ def test_an_objective_can_run_the_student_again_and_read_values_of_the_augmentat
     assert ctx.student is not None
     assert ctx.images is not None
     with torch.no_grad():
-        assert ctx.student(ctx.images).after.shape == ctx.after.shape
+        assert ctx.student(ctx.images).post_activation.shape == ctx.post_activation.shape
 
 
 def test_augmentations_that_invalidate_stored_outputs_or_labels_are_refused(

@@ -48,12 +48,12 @@ class Opponent(Objective):
         assert ctx.teacher is not None
         for _ in range(2):
             real = F.softplus(-self.adversary(ctx.teacher.pooled)).mean()
-            fake = F.softplus(self.adversary(self.projector(ctx.before))).mean()
+            fake = F.softplus(self.adversary(self.projector(ctx.pre_activation))).mean()
             auxiliary.minimise("adversary", real + fake)
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         """The student's loss, -log of the adversary's probability for the teacher."""
-        return {"deceive": F.softplus(-self.adversary(self.projector(ctx.before)))[:, 0]}
+        return {"deceive": F.softplus(-self.adversary(self.projector(ctx.pre_activation)))[:, 0]}
 
 
 METHOD: dict[str, Any] = dict(

@@ -42,7 +42,10 @@ class Recorder(Objective):
         """Records the batch; two terms, of which only the first reads the target."""
         self.seen.append(ctx)
         assert ctx.target is not None
-        return {"a": (ctx.before - ctx.target).square().mean(1), "b": ctx.before.square().mean(1)}
+        return {
+            "a": (ctx.pre_activation - ctx.target).square().mean(1),
+            "b": ctx.pre_activation.square().mean(1),
+        }
 
     def after_step(self) -> None:
         """Records the number of batches so far."""
@@ -90,7 +93,7 @@ def test_the_recorded_counts_are_those_of_the_run(stages: dict[str, Path], tmp_p
     Recorder.seen.clear()
     budget = BUDGET | dict(epochs=2, batch=5)
     outputs, _ = pretrain(tmp_path, stages, METHOD, budget=budget, share=1 / 3, seed=2)
-    n_samples = sum(len(ctx.before) for ctx in Recorder.seen)
+    n_samples = sum(len(ctx.pre_activation) for ctx in Recorder.seen)
     assert n_samples == outputs["images_seen"] == 30
     assert outputs["steps"] == len(Recorder.seen) == 6
     assert outputs["epochs"] == pytest.approx(30 / 16)
@@ -124,7 +127,7 @@ def test_reading_maps_changes_neither_the_initial_weights_nor_the_pooled_feature
         results.append((distiller.backbone.state_dict(), Recorder.seen[-1]))
     (weights, without_maps), (weights_with_maps, with_maps) = results
     assert all(torch.equal(v, weights_with_maps[k]) for k, v in weights.items())
-    assert torch.equal(without_maps.before, with_maps.before)
+    assert torch.equal(without_maps.pre_activation, with_maps.pre_activation)
     assert not without_maps.maps
     shapes = {k: tuple(v.shape) for k, v in with_maps.maps.items()}
     assert shapes == {
@@ -133,7 +136,7 @@ def test_reading_maps_changes_neither_the_initial_weights_nor_the_pooled_feature
         "s16": (4, 16, 2, 2),
         "s32": (4, 32, 1, 1),
     }
-    torch.testing.assert_close(with_maps.maps["s32"].mean((2, 3)), with_maps.after)
+    torch.testing.assert_close(with_maps.maps["s32"].mean((2, 3)), with_maps.post_activation)
     assert with_maps.maps["s4"].requires_grad
 
 
@@ -146,7 +149,7 @@ class WithoutTeacher(Recorder):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         """Records the batch; a term that reads only the student."""
         self.seen.append(ctx)
-        return {"a": ctx.before.sum(1)}
+        return {"a": ctx.pre_activation.sum(1)}
 
 
 @pytest.mark.parametrize(

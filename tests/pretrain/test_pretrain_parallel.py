@@ -201,7 +201,7 @@ class CoupledSamples(Objective):
 
     def terms(self, ctx: Context) -> dict[str, torch.Tensor]:
         """Product of each feature with the mean feature of the batch."""
-        return {"a": ctx.before @ ctx.before.mean(0)}
+        return {"a": ctx.pre_activation @ ctx.pre_activation.mean(0)}
 
 
 def test_an_objective_that_couples_samples_is_refused_with_accumulation(

@@ -33,7 +33,7 @@ class Recorder(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         """Records the batch; a term that reads only the student."""
         self.seen.append(ctx)
-        return {"a": ctx.before.square().mean(1)}
+        return {"a": ctx.pre_activation.square().mean(1)}
 
 
 RECORD: dict[str, Any] = dict(

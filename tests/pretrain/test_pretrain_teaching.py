@@ -87,7 +87,7 @@ class Reader(Objective):
         """Records the teacher's outputs; a term that reads only the student."""
         assert ctx.teacher is not None
         self.seen.append(ctx.teacher)
-        return {"a": ctx.before.square().mean(1) + ctx.maps["s16"].square().mean((1, 2, 3))}
+        return {"a": ctx.pre_activation.square().mean(1) + ctx.maps["s16"].square().mean((1, 2, 3))}
 
 
 # A method that records the teacher outputs that it receives.

@@ -42,8 +42,8 @@ class AddedObjective(TransferMethod):
         teacher = pool(list(ctx.teacher_maps.values())[-1])
         return self.objective.terms(
             Context(
-                before=last,
-                after=last,
+                pre_activation=last,
+                post_activation=last,
                 teacher=TeacherOutput(teacher, None, ctx.teacher_maps),
                 maps=ctx.maps,
                 images=ctx.inputs,

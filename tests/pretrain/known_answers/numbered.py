@@ -106,7 +106,7 @@ class Log(Objective):
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         """Records the step; a term that reads only the student."""
         append_step(self.seen, ctx)
-        return {"a": self.drop(ctx.before).square().mean(1)}
+        return {"a": self.drop(ctx.pre_activation).square().mean(1)}
 
 
 class LogWithoutLabels(Log):
