@@ -48,7 +48,7 @@ class Amal(Objective):
     """
 
     needs = frozenset({"logits", "labels", "classes"})
-    requires = frozenset({"width", "classes", "teacher_classes", "views", "pool_images"})
+    stage_arguments = frozenset({"width", "classes", "teacher_classes", "views", "pool_images"})
     couples_samples = True
     has_auxiliary_modules = True  # auxiliary module: a part with its own optimiser
 

@@ -50,7 +50,7 @@ class AttentionFeatures(Objective):
     """
 
     needs = frozenset({"maps"})
-    requires = frozenset({"student_maps", "teacher_maps"})
+    stage_arguments = frozenset({"student_maps", "teacher_maps"})
 
     def __init__(
         self,

@@ -123,7 +123,7 @@ class Context:
         targets: {role: [B, Ds]}, the `target` of every teacher whose aligned feature is read.
         maps: the student's feature pyramid, {"s8": [B, C, H/8, W/8], ...}: levels are named by
             their stride in pixels. Empty unless the class has "maps" in `needs` or "student_maps"
-            in `requires`.
+            in `stage_arguments`.
         pre_activation_maps: the levels named by `Objective.pre_activation_levels`, before their
             last activation.
         images: [B, 3, px, px] the student's normalised input, for an objective that has its own
@@ -171,7 +171,7 @@ class Context:
 class Component(nn.Module, ABC):
     """Base class of Objective and weighting.Weighting; each subclass declares its inputs.
 
-    `needs` are inputs of every batch, `requires` are arguments of the constructor.
+    `needs` are inputs of every batch, `stage_arguments` are arguments of the constructor.
 
     Parameters are trained and dropped at export; buffers are stored in checkpoints.
 
@@ -179,12 +179,13 @@ class Component(nn.Module, ABC):
         needs: subset of NEEDS, the inputs read from a batch. The method's config has a list `needs`
             as well (with "pooled" and an alignment in place of "target"), which is compared with
             this set when the plan is built.
-        requires: subset of ARGUMENTS, keyword arguments of the constructor whose values depend on
-            the data, the student or the teacher. The pre-training stage supplies exactly these.
+        stage_arguments: subset of ARGUMENTS, keyword arguments of the constructor whose values
+            depend on the data, the student or the teacher. The pre-training stage supplies exactly
+            these.
         every_teacher: whether all teachers of a method are read (`Context.teachers`), for methods
             with two or more teachers. Such a class gets one argument `teachers` instead of the
-            words of `requires` that are in TEACHER_ARGUMENTS. False: only one teacher is read: the
-            first, or the teacher named in the class's part of a weighted sum.
+            words of `stage_arguments` that are in TEACHER_ARGUMENTS. False: only one teacher is
+            read: the first, or the teacher named in the class's part of a weighted sum.
         couples_samples: whether the loss of one sample depends on the other samples of the batch
             (Gram matrices, contrast). Such an objective raises an error if a batch is split, by
             gradient accumulation or over several processes, because the loss would differ.
@@ -194,7 +195,7 @@ class Component(nn.Module, ABC):
     """
 
     needs: ClassVar[frozenset[str]]
-    requires: ClassVar[frozenset[str]] = frozenset()
+    stage_arguments: ClassVar[frozenset[str]] = frozenset()
     every_teacher: ClassVar[bool] = False
     couples_samples: ClassVar[bool] = False
     forwards: ClassVar[int] = 0
@@ -277,7 +278,7 @@ class Objective(Component):
 
     @classmethod
     def weigh_teachers(cls, config: Mapping[str, Any], held_out: HeldOutOutputs) -> TeacherWeights:
-        """Weights of the method's teachers, for a class with "teacher_weights" in `requires`.
+        """Weights of the teachers, for a class with "teacher_weights" in `stage_arguments`.
 
         Called once, before training. The class has an argument `held_out`, a fraction of images.
 
@@ -287,7 +288,8 @@ class Objective(Component):
         """
         raise KdepError(
             f"{type_path(cls)} does not choose weights of its teachers",
-            fix="define `weigh_teachers` in it, or remove 'teacher_weights' from its `requires`",
+            fix="define `weigh_teachers` in it, or remove 'teacher_weights' from its "
+            "`stage_arguments`",
         )
 
     def before_student(self, extra: Mapping[str, Tensor]) -> None:
@@ -319,7 +321,7 @@ class Demands:
     """The union of the class attributes of an objective and all its parts; see Component."""
 
     needs: frozenset[str]
-    requires: frozenset[str]
+    stage_arguments: frozenset[str]
     couples_samples: bool
     forwards: float = 0
     pre_activation_levels: frozenset[str] = frozenset()
@@ -328,7 +330,7 @@ class Demands:
     @property
     def pyramid(self) -> bool:
         """Whether the objective reads the student's feature pyramid."""
-        return "maps" in self.needs or "student_maps" in self.requires
+        return "maps" in self.needs or "student_maps" in self.stage_arguments
 
 
 def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Demands:
@@ -348,14 +350,14 @@ def demands(config: Mapping[str, Any], base: type[Component] = Objective) -> Dem
         )
     for attribute, declared, known in (
         ("needs", kind.needs, NEEDS),
-        ("requires", kind.requires, ARGUMENTS),
+        ("stage_arguments", kind.stage_arguments, ARGUMENTS),
     ):
         for word in sorted(declared - known):
             raise unknown_name("word", word, known, place=f"`{attribute}` of {type_path(kind)}")
     parts = [demands(part, Component) for part in kind.parts(config)]
     return Demands(
         kind.needs.union(*(part.needs for part in parts)),
-        kind.requires.union(*(part.requires for part in parts)),
+        kind.stage_arguments.union(*(part.stage_arguments for part in parts)),
         kind.couples_samples or any(part.couples_samples for part in parts),
         kind.count_forwards(config) + sum(part.forwards for part in parts),
         kind.pre_activation_levels(config).union(*(part.pre_activation_levels for part in parts)),
@@ -369,8 +371,8 @@ def build_objective(config: Mapping[str, Any], build_args: Mapping[str, Any]) ->
 
     Args:
         config: {type, ...}; its values take precedence over `build_args`.
-        build_args: {argument: value}, words of ARGUMENTS; the class gets those in its `requires`.
-            With several teachers, also "teachers": {role: {argument: value}}, for classes that read
+        build_args: {argument: value}, words of ARGUMENTS; the class gets those in its
+            `stage_arguments`. With several teachers, also "teachers": {role: {argument: value}}, for classes that read
             every teacher or that have parts.
 
     Raises:
@@ -384,7 +386,7 @@ def build_objective(config: Mapping[str, Any], build_args: Mapping[str, Any]) ->
 
 def build_component(config: Mapping[str, Any], build_args: Mapping[str, Any]) -> Component:
     """Builds the objective or weighting of a config; arguments as in `build_objective`."""
-    required = demands(config, Component).requires
+    required = demands(config, Component).stage_arguments
     build_args = {k: v for k, v in build_args.items() if k not in config}
     args_by_role = config.get("teachers", build_args.get("teachers")) or {}
     teacher_args = set[str]().union(*args_by_role.values())
@@ -407,7 +409,9 @@ def build_component(config: Mapping[str, Any], build_args: Mapping[str, Any]) ->
 def takes_teachers(config: Mapping[str, Any]) -> bool:
     """Whether the class of a config has the argument `teachers` (arguments by teacher role)."""
     kind = locate(config["type"])
-    return bool((kind.every_teacher and kind.requires & TEACHER_ARGUMENTS) or kind.parts(config))
+    return bool(
+        (kind.every_teacher and kind.stage_arguments & TEACHER_ARGUMENTS) or kind.parts(config)
+    )
 
 
 def build_args_of_part(build_args: Mapping[str, Any], role: str | None = None) -> dict[str, Any]:

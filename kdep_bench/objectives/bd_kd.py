@@ -54,7 +54,7 @@ class BalancedDivergences(Objective):
     """
 
     needs = frozenset({"labels"})
-    requires = frozenset({"width", "classes"})
+    stage_arguments = frozenset({"width", "classes"})
     forwards = 1
     trained_peers = 1
 

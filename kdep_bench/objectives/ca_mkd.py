@@ -63,7 +63,7 @@ class ConfidenceAwareFeatures(Objective):
     """
 
     needs = frozenset({"pooled", "classifier", "labels", "classes"})
-    requires = frozenset({"width", "classes", "teacher_width", "teacher_classes"})
+    stage_arguments = frozenset({"width", "classes", "teacher_width", "teacher_classes"})
     every_teacher = True  # the argument `teachers` replaces the last two
 
     def __init__(self, width: int, classes: int, teachers: Mapping[str, Mapping[str, Any]]) -> None:

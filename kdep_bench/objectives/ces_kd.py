@@ -84,7 +84,7 @@ class CurriculumExperts(Objective):
     """
 
     needs = frozenset({"logits"})
-    requires = frozenset({"width", "teacher_classes", "epochs"})
+    stage_arguments = frozenset({"width", "teacher_classes", "epochs"})
     every_teacher = True  # the argument `teachers` replaces teacher_classes
     couples_samples = True
 
@@ -141,7 +141,7 @@ class CurriculumExpertsWithLabels(CurriculumExperts):
     """
 
     needs = frozenset({"logits", "labels", "classes"})
-    requires = CurriculumExperts.requires | {"classes"}
+    stage_arguments = CurriculumExperts.stage_arguments | {"classes"}
 
     def __init__(
         self,

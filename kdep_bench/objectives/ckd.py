@@ -45,7 +45,7 @@ class ContrastiveDistillation(Objective):
     """
 
     needs = frozenset({"pooled"})
-    requires = frozenset({"width", "teacher_width", "views"})
+    stage_arguments = frozenset({"width", "teacher_width", "views"})
     couples_samples = True
     queue: Tensor
     queue_images: Tensor

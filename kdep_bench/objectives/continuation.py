@@ -42,7 +42,7 @@ class Continuation(Objective):
     """
 
     needs = frozenset({"logits"})
-    requires = frozenset({"width", "teacher_classes", "epochs"})
+    stage_arguments = frozenset({"width", "teacher_classes", "epochs"})
 
     def __init__(
         self,

@@ -112,7 +112,7 @@ class CrossArchitecture(Objective):
     """
 
     needs = frozenset({"attention"})
-    requires = frozenset({"student_maps", "teacher_attention"})
+    stage_arguments = frozenset({"student_maps", "teacher_attention"})
 
     def __init__(
         self,

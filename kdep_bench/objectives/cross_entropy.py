@@ -22,7 +22,7 @@ class CrossEntropy(Objective):
     """
 
     needs = frozenset({"labels"})
-    requires = frozenset({"width", "classes"})
+    stage_arguments = frozenset({"width", "classes"})
 
     def __init__(self, width: int, classes: int, label_smoothing: BelowOne = 0.0) -> None:
         super().__init__()

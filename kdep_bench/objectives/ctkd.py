@@ -57,7 +57,7 @@ class CTKD(Objective):
     """
 
     needs = frozenset({"logits"})
-    requires = frozenset({"width", "teacher_classes", "epochs"})
+    stage_arguments = frozenset({"width", "teacher_classes", "epochs"})
 
     def __init__(
         self,

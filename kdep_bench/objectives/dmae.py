@@ -61,7 +61,7 @@ class Dmae(MaskedAutoencoder):
     """
 
     needs = frozenset({"layer"})
-    requires = frozenset({"width", "layer_width"})
+    stage_arguments = frozenset({"width", "layer_width"})
     reads_from_augment = frozenset({"visible", "hidden"})
 
     def __init__(
@@ -112,7 +112,7 @@ class DmaeMaps(Objective):
     """
 
     needs = frozenset({"layer"})
-    requires = frozenset({"student_maps", "layer_width"})
+    stage_arguments = frozenset({"student_maps", "layer_width"})
     reads_from_augment = frozenset({"visible", "hidden"})
 
     def __init__(

@@ -48,7 +48,7 @@ class DynamicPrior(Objective):
     """
 
     needs = frozenset({"maps"})
-    requires = frozenset({"student_maps", "teacher_maps"})
+    stage_arguments = frozenset({"student_maps", "teacher_maps"})
     couples_samples = True
 
     def __init__(

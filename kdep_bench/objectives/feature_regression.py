@@ -34,7 +34,7 @@ class FeatureRegression(Objective):
     """
 
     needs = frozenset({"target"})
-    requires = frozenset({"target_mean_square"})
+    stage_arguments = frozenset({"target_mean_square"})
 
     def __init__(
         self,

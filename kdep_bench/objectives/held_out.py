@@ -87,7 +87,7 @@ class HeldOutLogitKD(LogitKD):
         width, teacher_classes, views, epochs: set by the pre-training stage.
     """
 
-    requires = LogitKD.requires | {"views"}
+    stage_arguments = LogitKD.stage_arguments | {"views"}
     skips_held_out = True
 
     def __init__(
@@ -119,7 +119,7 @@ class HeldOutCrossEntropy(CrossEntropy):
         width, classes, views: set by the pre-training stage.
     """
 
-    requires = CrossEntropy.requires | {"views"}
+    stage_arguments = CrossEntropy.stage_arguments | {"views"}
     skips_held_out = True
 
     def __init__(

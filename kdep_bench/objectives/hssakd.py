@@ -120,7 +120,9 @@ class Hssakd(Objective):
     """
 
     needs = frozenset({"labels", "pooled", "maps"})
-    requires = frozenset({"width", "classes", "teacher_width", "student_maps", "teacher_maps"})
+    stage_arguments = frozenset(
+        {"width", "classes", "teacher_width", "student_maps", "teacher_maps"}
+    )
     has_auxiliary_modules = True  # auxiliary module: a part with its own optimiser
     reads_from_augment = frozenset({"rotation"})
 

@@ -49,7 +49,7 @@ class HssakdOnline(Objective):
     """
 
     needs = frozenset({"labels"})
-    requires = frozenset({"width", "classes", "student_maps"})
+    stage_arguments = frozenset({"width", "classes", "student_maps"})
     forwards = 1
     trained_peers = 1
     reads_from_augment = frozenset({"rotation"})

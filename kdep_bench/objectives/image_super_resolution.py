@@ -75,7 +75,7 @@ class ImageSuperResolution(Objective):
     """
 
     needs = frozenset({"teacher_images"})
-    requires = frozenset({"input_px", "teacher_px"})
+    stage_arguments = frozenset({"input_px", "teacher_px"})
 
     def __init__(self, input_px: int, teacher_px: int) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class FeatureSuperResolution(ImageSuperResolution):
     """
 
     needs = frozenset({"teacher_images"})
-    requires = frozenset({"input_px", "teacher_px", "teacher_config"})
+    stage_arguments = frozenset({"input_px", "teacher_px", "teacher_config"})
 
     def __init__(self, input_px: int, teacher_px: int, teacher_config: Mapping[str, Any]) -> None:
         super().__init__(input_px, teacher_px)

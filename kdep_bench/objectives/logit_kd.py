@@ -42,7 +42,7 @@ class LogitKD(Objective):
     """
 
     needs = frozenset({"logits"})
-    requires = frozenset({"width", "teacher_classes", "epochs"})
+    stage_arguments = frozenset({"width", "teacher_classes", "epochs"})
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class LogitKDWithLabels(LogitKD):
     """
 
     needs = frozenset({"logits", "labels", "classes"})
-    requires = LogitKD.requires | {"classes"}
+    stage_arguments = LogitKD.stage_arguments | {"classes"}
 
     def __init__(
         self,

@@ -45,7 +45,7 @@ class MapPatterns(Objective):
     """
 
     needs = frozenset({"maps"})
-    requires = frozenset({"student_maps", "teacher_maps"})
+    stage_arguments = frozenset({"student_maps", "teacher_maps"})
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class ClusteredAttention(SpatialAttention):
         student_maps, teacher_maps: set by the pre-training stage.
     """
 
-    requires = MapPatterns.requires | {"layer_distances"}
+    stage_arguments = MapPatterns.stage_arguments | {"layer_distances"}
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class ClusteredRelations(PositionRelations):
         student_maps, teacher_maps: set by the pre-training stage.
     """
 
-    requires = MapPatterns.requires | {"layer_distances"}
+    stage_arguments = MapPatterns.stage_arguments | {"layer_distances"}
 
     def __init__(
         self,

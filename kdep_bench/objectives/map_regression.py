@@ -115,7 +115,7 @@ class MapRegression(Objective):
     """
 
     needs = frozenset({"maps"})
-    requires = frozenset({"student_maps", "teacher_maps", "map_moments"})
+    stage_arguments = frozenset({"student_maps", "teacher_maps", "map_moments"})
 
     def __init__(
         self,

@@ -36,7 +36,7 @@ class MaskedAutoencoder(Objective):
     """
 
     needs = frozenset()
-    requires = frozenset({"width"})
+    stage_arguments = frozenset({"width"})
     reads_from_augment = frozenset({"visible"})
     transformer = True
 

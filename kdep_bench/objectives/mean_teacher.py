@@ -60,7 +60,7 @@ class MeanTeacher(Objective):
     """
 
     needs = frozenset({"labels", "views"})
-    requires = frozenset({"width", "classes", "views", "epochs"})
+    stage_arguments = frozenset({"width", "classes", "views", "epochs"})
     couples_samples = True
     forwards = 1
     copy_passes = 1

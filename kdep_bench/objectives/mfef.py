@@ -97,7 +97,7 @@ class FusedMaps(Objective):
     """
 
     needs = frozenset({"labels"})
-    requires = frozenset({"width", "classes", "student_maps"})
+    stage_arguments = frozenset({"width", "classes", "student_maps"})
     trained_peers = 1  # the default of `peers`, for forecasts
 
     def __init__(

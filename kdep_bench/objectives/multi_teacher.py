@@ -66,7 +66,7 @@ class MultiTeacherKD(Objective):
     """
 
     needs = frozenset({"logits"})
-    requires = frozenset({"width", "teacher_classes", "epochs"})
+    stage_arguments = frozenset({"width", "teacher_classes", "epochs"})
     every_teacher = True  # the argument `teachers` replaces teacher_classes
 
     def __init__(
@@ -133,9 +133,9 @@ class MultiTeacherKDWithLabels(MultiTeacherKD):
     """
 
     # "classes" in `needs` makes the plan check that the labels are the teachers' classes; in
-    # `requires` it is the constructor argument.
+    # `stage_arguments` it is the constructor argument.
     needs = frozenset({"logits", "labels", "classes"})
-    requires = MultiTeacherKD.requires | {"classes"}
+    stage_arguments = MultiTeacherKD.stage_arguments | {"classes"}
 
     def __init__(
         self,

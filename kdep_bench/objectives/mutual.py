@@ -32,7 +32,7 @@ class Mutual(Objective):
     """
 
     needs = frozenset({"labels"})
-    requires = frozenset({"width", "classes"})
+    stage_arguments = frozenset({"width", "classes"})
     forwards = 1
     trained_peers = 1
 

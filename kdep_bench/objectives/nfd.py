@@ -38,7 +38,7 @@ class NFD(Objective):
     """
 
     needs = frozenset({"maps"})
-    requires = frozenset({"student_maps", "teacher_maps"})
+    stage_arguments = frozenset({"student_maps", "teacher_maps"})
 
     def __init__(
         self,

@@ -50,7 +50,7 @@ class NKD(Objective):
     """
 
     needs = frozenset({"logits"})
-    requires = frozenset({"width", "teacher_classes"})
+    stage_arguments = frozenset({"width", "teacher_classes"})
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class NKDWithLabels(NKD):
     """NKD as published: y is the label, which must be a class of the teacher's classifier."""
 
     needs = frozenset({"logits", "labels", "classes"})
-    requires = NKD.requires | {"classes"}
+    stage_arguments = NKD.stage_arguments | {"classes"}
 
     def __init__(self, width: int, teacher_classes: int, classes: int, **nkd_args: float) -> None:
         super().__init__(width, teacher_classes, **nkd_args)
@@ -121,7 +121,7 @@ class TeacherFreeNKD(Objective):
     """
 
     needs = frozenset({"labels"})
-    requires = frozenset({"width", "classes"})
+    stage_arguments = frozenset({"width", "classes"})
     couples_samples = True
 
     def __init__(self, width: int, classes: int, value: NotNegative = 1.0) -> None:

@@ -38,7 +38,7 @@ class ProjectedRegression(Objective):
     """
 
     needs = frozenset({"pooled"})
-    requires = frozenset({"width", "teacher_width", "teacher_mean_variance"})
+    stage_arguments = frozenset({"width", "teacher_width", "teacher_mean_variance"})
 
     def __init__(
         self,

@@ -107,7 +107,7 @@ class Pursuhint(Hints):
         student_maps, teacher_maps: set by the pre-training stage.
     """
 
-    requires = Hints.requires | {"layer_distances"}
+    stage_arguments = Hints.stage_arguments | {"layer_distances"}
 
     def __init__(
         self,

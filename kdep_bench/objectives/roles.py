@@ -105,7 +105,7 @@ def combined_config(configs: Sequence[Json]) -> Json:
 
 
 def union(configs: Sequence[Json], name: str, lookup: Lookup = attribute_from_source) -> set[str]:
-    """The union of a class attribute (`needs`, `requires`) over the classes of `configs`."""
+    """The union of a class attribute (`needs`, `stage_arguments`) over the classes of `configs`."""
     return {word for config in configs for word in (lookup(type_path(config["type"]), name) or ())}
 
 

@@ -26,7 +26,7 @@ class SoftTarget(Objective):
     """
 
     needs = frozenset({"probabilities"})
-    requires = frozenset({"width", "teacher_classes"})
+    stage_arguments = frozenset({"width", "teacher_classes"})
 
     def __init__(self, width: int, teacher_classes: int, top_classes: Count) -> None:
         super().__init__()

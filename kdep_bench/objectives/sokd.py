@@ -35,7 +35,7 @@ class SemiOnline(Objective):
     """
 
     needs = frozenset({"maps", "logits", "tail"})
-    requires = frozenset({"width", "teacher_classes", "teacher_config"})
+    stage_arguments = frozenset({"width", "teacher_classes", "teacher_config"})
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class SemiOnlineWithLabels(SemiOnline):
     """
 
     needs = frozenset({"maps", "logits", "tail", "labels", "classes"})
-    requires = SemiOnline.requires | {"classes"}
+    stage_arguments = SemiOnline.stage_arguments | {"classes"}
 
     def __init__(
         self,

@@ -48,7 +48,7 @@ class TransformerLayers(Objective):
     """
 
     needs = frozenset({"attention"})
-    requires = frozenset({"width", "teacher_attention"})
+    stage_arguments = frozenset({"width", "teacher_attention"})
     transformer = True
 
     def __init__(

@@ -59,7 +59,7 @@ class TeachWhatYouShould(Objective):
     """
 
     needs = frozenset({"logits", "teacher_images"})
-    requires = frozenset({"width", "teacher_classes", "teacher_config"})
+    stage_arguments = frozenset({"width", "teacher_classes", "teacher_config"})
     has_auxiliary_modules = True  # auxiliary module: a part with its own optimiser
     forwards = 2  # teacher and student on x'
     student_passes = 1

@@ -29,7 +29,7 @@ class ViewGram(Objective):
     """
 
     needs = frozenset({"pooled", "views"})
-    requires = frozenset({"views"})
+    stage_arguments = frozenset({"views"})
     couples_samples = True
 
     def __init__(self, views: int, weight: Positive = 20.0, cosine: bool = False) -> None:

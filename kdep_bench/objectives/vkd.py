@@ -35,7 +35,7 @@ class OrthogonalProjection(Objective):
     """
 
     needs = frozenset({"pooled"})
-    requires = frozenset({"width", "teacher_width"})
+    stage_arguments = frozenset({"width", "teacher_width"})
 
     def __init__(
         self,

@@ -55,7 +55,7 @@ class WeightedAssistants(Objective):
     """
 
     needs = frozenset({"logits"})
-    requires = frozenset({"width", "teacher_classes", "teacher_weights"})
+    stage_arguments = frozenset({"width", "teacher_classes", "teacher_weights"})
     every_teacher = True  # the argument `teachers` replaces teacher_classes
     weights: Tensor
 
@@ -125,7 +125,7 @@ class WeightedAssistantsWithLabels(WeightedAssistants):
     """
 
     needs = frozenset({"logits", "labels", "classes"})
-    requires = WeightedAssistants.requires | {"classes"}
+    stage_arguments = WeightedAssistants.stage_arguments | {"classes"}
 
     def __init__(
         self,

@@ -32,7 +32,7 @@ class WeightedSum(Objective):
     """
 
     needs = frozenset()
-    requires = frozenset({"epochs"})
+    stage_arguments = frozenset({"epochs"})
 
     def __init__(
         self,

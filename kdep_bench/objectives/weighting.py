@@ -59,7 +59,7 @@ def build_weighting(
     """Builds the weighting of a config; None if `config` is None.
 
     `build_args`: values by the names of `objectives.base.ARGUMENTS`; the class receives those that
-    its `requires` lists.
+    its `stage_arguments` lists.
 
     Raises:
         KdepError: a type that is not a Weighting, or a required argument that is missing.

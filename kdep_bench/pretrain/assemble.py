@@ -106,7 +106,8 @@ def objective_config(
     target, measurements = _target(required.needs, name, spec, inputs)
     arg_functions |= _teacher_arg_functions(spec, inputs, teacher_source, measurements, out)
     return (
-        objective | _required_values(name, required.requires - set(objective), arg_functions),
+        objective
+        | _required_values(name, required.stage_arguments - set(objective), arg_functions),
         target,
         measurements,
     )
@@ -133,17 +134,17 @@ def _with_several_teachers(
         target, target_values = _target(needs, objective_name, role_spec, role_inputs)
         if target is not None:
             targets[role], measurements[role] = target, target_values
-        required = words_of_role(role, spec, "requires") & TEACHER_ARGUMENTS
+        required = words_of_role(role, spec, "stage_arguments") & TEACHER_ARGUMENTS
         functions_of_role = _teacher_arg_functions(
             role_spec, role_inputs, role_source, target_values, out / "teachers" / role
         )
         teachers[role] = _required_values(objective_name, required, functions_of_role)
     chosen: dict[str, Any] = {}
-    if "teacher_weights" in demands(objective).requires:
+    if "teacher_weights" in demands(objective).stage_arguments:
         weights = weigh_teachers(spec, inputs, demands(objective))
         arg_functions = {**arg_functions, "teacher_weights": lambda: dict(weights.weights)}
         chosen = {"teacher_weights": {**weights.report, "note": weights.note}}
-    required = demands(objective).requires - set(objective) - TEACHER_ARGUMENTS
+    required = demands(objective).stage_arguments - set(objective) - TEACHER_ARGUMENTS
     complete = objective | _required_values(objective_name, required, arg_functions)
     if takes_teachers(objective):
         complete["teachers"] = teachers

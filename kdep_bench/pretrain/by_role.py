@@ -30,9 +30,9 @@ def restrict_to_role(
 
 
 def words_of_role(role: str, spec: Mapping[str, Any], name: str) -> set[str]:
-    """The union of `needs` or `requires` over the classes that read the teacher of `role`.
+    """The union of `needs` or `stage_arguments` over the classes that read the teacher of `role`.
 
-    `name`: "needs" or "requires".
+    `name`: "needs" or "stage_arguments".
     """
     configs = readers(spec["method"]["objective"], spec["roles"], attribute_of_class)[role]
     return union(configs, name, attribute_of_class)

@@ -165,7 +165,7 @@ def check_classes(method: Json, label: str, epochs: float) -> None:
             check_arguments(config, where, ("epochs",))
             _check_schedule(config, where, epochs)
         else:
-            required = class_value(path, "requires") or ()
+            required = class_value(path, "stage_arguments") or ()
             teachers = {"teachers"} if class_value(path, "every_teacher") else set()
             check_arguments(config, where, {*required, "epochs"} | teachers)
 
@@ -250,7 +250,7 @@ def requires_student_maps(method: Json) -> bool:
 
 def required_arguments(method: Json) -> set[str]:
     """Arguments that the pre-training stage gives to the classes of the method's objective."""
-    names_by_class = (class_value(path, "requires") or () for path in _objectives(method))
+    names_by_class = (class_value(path, "stage_arguments") or () for path in _objectives(method))
     return {name for names in names_by_class for name in names}
 
 

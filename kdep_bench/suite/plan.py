@@ -614,7 +614,7 @@ class _Builder:
         `export`: id of the stage that exports it.
         """
         kind = resolve_alias((transfer or {}).get("type"))
-        if "pretrained" not in (class_value(kind, "requires") or ()):
+        if "pretrained" not in (class_value(kind, "stage_arguments") or ()):
             return {}
         return {"pretrain": self.plan.stages[export].needs["pretrain"]}
 

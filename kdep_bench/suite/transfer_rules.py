@@ -134,7 +134,7 @@ def transfer_processes(suite: Suite) -> int:
 
 def check_all_arguments(transfer: StudentTransfer) -> None:
     """Checks that the method's class, and the objective in it, accept their arguments."""
-    required_args = transfer.class_attribute("requires") or ()
+    required_args = transfer.class_attribute("stage_arguments") or ()
     check_type(transfer.config, transfer.label, BASE)
     check_arguments(
         without(transfer.config, DESCRIPTION_KEYS | _PLANNING), transfer.label, required_args
@@ -165,9 +165,9 @@ def _check_objective(transfer: StudentTransfer, path: str, required_args: Any) -
     `required_args`: constructor arguments that the transfer method passes to it.
     """
     needs = (class_value(resolve_alias(path), "needs") or frozenset()) - {"maps"}
-    needs = needs or (class_value(resolve_alias(path), "requires") or frozenset()) - frozenset(
-        required_args
-    )
+    needs = needs or (
+        class_value(resolve_alias(path), "stage_arguments") or frozenset()
+    ) - frozenset(required_args)
     if needs:
         raise KdepError(
             f"the objective of {transfer.label} reads {', '.join(sorted(needs))}",
@@ -317,7 +317,7 @@ def check_pretraining(transfer: StudentTransfer) -> None:
 
 def check_has_levels(transfer: StudentTransfer) -> None:
     """Checks that a student whose feature maps are read has a `pyramid` in its config."""
-    reads_maps = "student_maps" in (transfer.class_attribute("requires") or ())
+    reads_maps = "student_maps" in (transfer.class_attribute("stage_arguments") or ())
     if reads_maps and not (transfer.student.get("pyramid") or {}).get("out_indices"):
         raise KdepError(
             f"{transfer.label} reads feature maps, but student {transfer.student['name']!r} has no "

@@ -33,7 +33,7 @@ from kdep_bench.transfer.gate import read_tensors
 from kdep_bench.transfer.parallel import unwrapped
 
 NEEDS = frozenset({"tuned_teacher", "target_images"})
-REQUIRES = frozenset(
+STAGE_ARGUMENTS = frozenset(
     {
         # {level: {"channels": C, "stride": s, "side": n, "out_index": i}} of the student; i is the
         # level's number in `out_indices` of the backbone
@@ -55,7 +55,7 @@ class TransferContext:
         inputs: [B, 3, H, W], normalised images.
         samples: the toolkit's data samples, with the task's labels.
         maps: the student's maps, named by stride: {"s8": [B, C, H/8, W/8], ...}; empty for
-            classification unless the class has `requires`.
+            classification unless the class has `stage_arguments`.
         teacher_maps: the same of the tuned teacher, without gradient; empty if there is none.
         step: number of the optimiser step, from 0.
         steps: number of optimiser steps of the training.
@@ -83,7 +83,8 @@ class TransferMethod(nn.Module, ABC):
         needs: subset of NEEDS. "tuned_teacher": another student that was trained on the same task
             before; the config then has `teacher=dict(student=..., method=...)`. "target_images":
             images of another domain, see `domain_detection.DomainDetection`.
-        requires: subset of REQUIRES: keyword arguments of the constructor that the stage sets.
+        stage_arguments: subset of STAGE_ARGUMENTS: keyword arguments of the constructor that the
+            stage sets.
         backbones: class names of the supported backbones; None: any.
         objectives: import paths of the objectives with which the student must be pre-trained;
             None: any.
@@ -108,7 +109,7 @@ class TransferMethod(nn.Module, ABC):
 
     families: ClassVar[frozenset[str]]
     needs: ClassVar[frozenset[str]] = frozenset()
-    requires: ClassVar[frozenset[str]] = frozenset()
+    stage_arguments: ClassVar[frozenset[str]] = frozenset()
     backbones: ClassVar[frozenset[str] | None] = None
     objectives: ClassVar[frozenset[str] | None] = None
     single_process: ClassVar[bool] = False
@@ -196,7 +197,7 @@ class TransferMethodConfig:
                 family, or it needs a tuned teacher or a pre-training that is not given.
         """
         kind = _checked(self.config, task)
-        if "pretrained" in kind.requires and self.pretraining is None:
+        if "pretrained" in kind.stage_arguments and self.pretraining is None:
             raise KdepError(
                 f"the transfer method {type_path(kind)} reads the student's pre-training, which is "
                 "not an input of the stage",
@@ -208,12 +209,12 @@ class TransferMethodConfig:
                 fix="add teacher=dict(student=..., method=...) to `transfer` of the method",
             )
         teacher = None
-        if task.family == "classification" and kind.requires:
+        if task.family == "classification" and kind.stage_arguments:
             _return_levels(cfg.model.backbone, self.student)
         if self.teacher is not None and self.folder is not None:
             path = self.folder / MODEL
             model = task.build_cfg(data_root, self.teacher, path, seed, work_dir).model.to_dict()
-            if task.family == "classification" and kind.requires:
+            if task.family == "classification" and kind.stage_arguments:
                 _return_levels(model["backbone"], self.teacher)
             del model["backbone"]["init_cfg"]  # the weights of the whole model are loaded instead
             teacher = dict(
@@ -257,7 +258,7 @@ def _checked(config: Mapping[str, Any], task: Any) -> type[TransferMethod]:
         )
     for attribute, names, known in (
         ("needs", kind.needs, NEEDS),
-        ("requires", kind.requires, REQUIRES),
+        ("stage_arguments", kind.stage_arguments, STAGE_ARGUMENTS),
     ):
         for name in sorted(names - known):
             raise unknown_name("entry", name, known, place=f"`{attribute}` of {type_path(kind)}")
@@ -286,13 +287,15 @@ def _checked(config: Mapping[str, Any], task: Any) -> type[TransferMethod]:
 def _levels(
     kind: type[TransferMethod], task: Any, student: Mapping[str, Any]
 ) -> dict[str, dict[str, int]]:
-    """The levels of a student in a task, see REQUIRES.
+    """The levels of a student in a task, see STAGE_ARGUMENTS.
 
     Empty without a feature pyramid, and for classification unless the method reads maps: a
     classifier reads the last map only (see `_return_levels`).
     """
     pyramid = student.get("pyramid") or {}
-    if not pyramid.get("out_indices") or (task.family == "classification" and not kind.requires):
+    if not pyramid.get("out_indices") or (
+        task.family == "classification" and not kind.stage_arguments
+    ):
         return {}
     levels = describe(student)
     # `describe` keeps the order of the pyramid.
@@ -341,7 +344,7 @@ class _Attachment:
     Args:
         task_model: the task's model.
         teacher: the tuned teacher, or None.
-        maps, teacher_maps: levels of student and teacher; see REQUIRES.
+        maps, teacher_maps: levels of student and teacher; see STAGE_ARGUMENTS.
     """
 
     def __init__(
@@ -433,10 +436,10 @@ def transfer_model(
     Args:
         model: config of the task's model.
         method: config of the transfer method, {type, ...}.
-        maps: the student's levels; see REQUIRES.
+        maps: the student's levels; see STAGE_ARGUMENTS.
         teacher: `model`, the config of the tuned teacher; `checkpoint`, the file with its weights;
             `maps`, its levels. None: no tuned teacher.
-        pretrained: file of the student's pre-training; see REQUIRES.
+        pretrained: file of the student's pre-training; see STAGE_ARGUMENTS.
     """
     task_model = MODELS.build(dict(model))
     teacher_maps = (teacher or {}).get("maps", {})
@@ -444,7 +447,9 @@ def transfer_model(
         tuned_teacher = None if teacher is None else _load_teacher(teacher)
         kind = locate(method["type"])
         available = {"student_maps": maps, "teacher_maps": teacher_maps, "pretrained": pretrained}
-        required = {k: v for k, v in available.items() if k in kind.requires and k not in method}
+        required = {
+            k: v for k, v in available.items() if k in kind.stage_arguments and k not in method
+        }
         transfer_method = build(method, **required)
         transfer_method.attach(task_model, tuned_teacher)
     task_model.transfer_method = transfer_method

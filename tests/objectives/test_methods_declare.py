@@ -42,7 +42,7 @@ def objectives() -> list[type[Objective]]:
 
 @pytest.mark.parametrize("kind", objectives(), ids=lambda k: k.__name__)
 def test_an_objective_requires_every_argument_missing_from_its_config(kind: type[Objective]):
-    """`requires` names the constructor's arguments that the pre-training stage provides."""
+    """`stage_arguments` names the constructor's arguments that the pre-training stage provides."""
     parameters = inspect.signature(kind.__init__).parameters.values()
     accepted = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
     no_default = {
@@ -51,13 +51,13 @@ def test_an_objective_requires_every_argument_missing_from_its_config(kind: type
     # Arguments without a default that a method config itself sets.
     from_config = {"self", "levels", "parts", "teachers", "top_classes", "teacher_layer"}
     from_config |= {"held_out", "reference", "prototypes"}
-    assert no_default - kind.requires <= from_config
+    assert no_default - kind.stage_arguments <= from_config
     assert ("teachers" in no_default) == kind.every_teacher
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         # With several teachers, `teachers` holds the arguments of each teacher.
         in_teachers = TEACHER_ARGUMENTS if kind.every_teacher else set()
-        assert kind.requires - in_teachers <= accepted
+        assert kind.stage_arguments - in_teachers <= accepted
     assert kind.needs <= NEEDS
     # The check that labels and teacher have the same classes needs both numbers.
     if "classes" in kind.needs:
-        assert {"classes", "teacher_classes"} <= kind.requires
+        assert {"classes", "teacher_classes"} <= kind.stage_arguments

@@ -228,10 +228,12 @@ class TinyRun:
         arguments = build_arguments(target, self.width, self.n_logits)
         # The first teacher, with which `agreement` compares, has the largest weight.
         arguments["teacher_weights"] = dict(zip(self.roles, (0.7, 0.3, 0.0), strict=False))
-        required = self.requirements.requires - (TEACHER_ARGUMENTS if self.roles else set())
+        required = self.requirements.stage_arguments - (TEACHER_ARGUMENTS if self.roles else set())
         config |= {a: arguments[a] for a in required - set(config)}
         if self.roles:
-            per_teacher = {a: arguments[a] for a in self.requirements.requires & TEACHER_ARGUMENTS}
+            per_teacher = {
+                a: arguments[a] for a in self.requirements.stage_arguments & TEACHER_ARGUMENTS
+            }
             config["teachers"] = dict.fromkeys(self.roles, per_teacher)
         self.has_teacher = bool(self.requirements.needs - {"labels", "views"})
         torch.manual_seed(0)
@@ -430,7 +432,7 @@ def arguments(config: Json) -> Iterator[tuple[str, Json]]:
     if config.get("parts"):
         return
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
-        skipped_names = {"self", "teachers", *kind.requires, *WITHOUT_EFFECT}
+        skipped_names = {"self", "teachers", *kind.stage_arguments, *WITHOUT_EFFECT}
         if {name, f"{name} of {kind.__name__}"} & skipped_names or parameter.kind in (
             parameter.VAR_KEYWORD,
             parameter.VAR_POSITIONAL,

@@ -245,7 +245,7 @@ class FirstLogit(Objective):
     """One term: the first logit times `teacher_classes`, which shows which teacher was passed."""
 
     needs = frozenset({"logits"})
-    requires = frozenset({"teacher_classes"})
+    stage_arguments = frozenset({"teacher_classes"})
 
     def __init__(self, teacher_classes: int) -> None:
         super().__init__()

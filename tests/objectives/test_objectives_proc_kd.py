@@ -241,7 +241,7 @@ def test_a_resumed_run_keeps_its_prototypes():
 
 def test_the_objective_reads_neither_labels_nor_classes():
     reads = demands(resolve("method", "proc_kd")["objective"])
-    assert reads.needs | reads.requires == {"maps", "student_maps", "teacher_maps"}
+    assert reads.needs | reads.stage_arguments == {"maps", "student_maps", "teacher_maps"}
 
 
 def test_a_batch_that_cannot_start_the_prototypes_is_refused():

@@ -20,11 +20,11 @@ SUM = "kdep_bench.objectives.weighted_sum.WeightedSum"
 class TwoTerms(Objective):
     """An objective with two terms, which counts the finished steps.
 
-    `needs` are the inputs that `terms` reads; `requires` are the arguments of the constructor.
+    `needs` are the inputs that `terms` reads; `stage_arguments` are those of the constructor.
     """
 
     needs = frozenset({"pooled"})
-    requires = frozenset({"teacher_width"})
+    stage_arguments = frozenset({"teacher_width"})
     couples_samples = True
 
     def __init__(self, teacher_width: int) -> None:
@@ -66,7 +66,7 @@ def context(**values: Any) -> Context:
 def test_a_weighted_sum_declares_the_inputs_and_arguments_of_all_its_parts():
     requirements = demands(config())
     assert requirements.needs == {"target", "pooled"}
-    assert requirements.requires == {"epochs", "target_mean_square", "teacher_width"}
+    assert requirements.stage_arguments == {"epochs", "target_mean_square", "teacher_width"}
     assert requirements.couples_samples
     assert not demands({"type": REGRESSION}).couples_samples
 

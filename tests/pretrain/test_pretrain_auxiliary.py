@@ -31,7 +31,7 @@ class Opponent(Objective):
     """
 
     needs = frozenset({"pooled"})
-    requires = frozenset({"width", "teacher_width"})
+    stage_arguments = frozenset({"width", "teacher_width"})
     has_auxiliary_modules = True
 
     def __init__(self, width: int, teacher_width: int) -> None:

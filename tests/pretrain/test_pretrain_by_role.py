@@ -106,7 +106,7 @@ class Recorder(Objective):
     """Records its construction arguments and every batch."""
 
     needs = frozenset({"pooled", "logits"})
-    requires = frozenset({"teacher_width", "teacher_classes", "teacher_maps"})
+    stage_arguments = frozenset({"teacher_width", "teacher_classes", "teacher_maps"})
     every_teacher = True
     seen: ClassVar[list[Context]] = []
     arguments: ClassVar[dict[str, Any]] = {}

@@ -29,7 +29,7 @@ class Recorder(Objective):
     """Records its construction arguments, its batches and its finished steps."""
 
     needs = frozenset({"target", "pooled", "maps"})
-    requires = frozenset({"width", "teacher_width", "student_maps", "epochs"})
+    stage_arguments = frozenset({"width", "teacher_width", "student_maps", "epochs"})
     seen: ClassVar[list[Context]] = []
     arguments: ClassVar[dict[str, Any]] = {}
     steps_done: ClassVar[list[int]] = []
@@ -57,7 +57,7 @@ class WithoutMaps(Recorder):
     """Like `Recorder`, without maps."""
 
     needs = frozenset({"target", "pooled"})
-    requires = Recorder.requires - {"student_maps"}
+    stage_arguments = Recorder.stage_arguments - {"student_maps"}
 
 
 METHOD = KDEP | dict(objective=dict(type=f"{__name__}.WithoutMaps"))
@@ -144,7 +144,7 @@ class WithoutTeacher(Recorder):
     """An objective that reads no output of the teacher."""
 
     needs = frozenset()
-    requires = frozenset()
+    stage_arguments = frozenset()
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         """Records the batch; a term that reads only the student."""

@@ -75,7 +75,9 @@ class Reader(Objective):
     """Reads every kind of teacher output and records it."""
 
     needs = frozenset({"pooled", "logits", "maps"})
-    requires = frozenset({"teacher_width", "teacher_classes", "teacher_maps", "student_maps"})
+    stage_arguments = frozenset(
+        {"teacher_width", "teacher_classes", "teacher_maps", "student_maps"}
+    )
     seen: ClassVar[list[TeacherOutput]] = []
     arguments: ClassVar[dict[str, Any]] = {}
 

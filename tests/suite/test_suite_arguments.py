@@ -403,7 +403,7 @@ def test_arguments_read_from_source_code_equal_those_of_the_class(name):
         assert stated_required.items() >= required.items()
         if key == "objective":
             assert class_value(path, "needs") == cls.needs
-            assert (class_value(path, "requires") or frozenset()) == cls.requires
+            assert (class_value(path, "stage_arguments") or frozenset()) == cls.stage_arguments
             assert bool(class_value(path, "couples_samples")) == cls.couples_samples
 
 

@@ -27,7 +27,7 @@ class AddedObjective(TransferMethod):
 
     families = frozenset({"segmentation"})
     needs = frozenset({"tuned_teacher"})
-    requires = frozenset({"student_maps", "teacher_maps"})
+    stage_arguments = frozenset({"student_maps", "teacher_maps"})
 
     def __init__(
         self, objective: Mapping[str, Any], student_maps: Maps, teacher_maps: Maps

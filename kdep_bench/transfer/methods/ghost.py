@@ -57,7 +57,7 @@ class Ghost(Quantised):
     """
 
     needs = frozenset({"tuned_teacher"})
-    requires = frozenset({"student_maps"})
+    stage_arguments = frozenset({"student_maps"})
     teacher_is_student = True
 
     def __init__(

@@ -63,7 +63,7 @@ class PrototypeAugmentation(TransferMethod):
     """
 
     families = frozenset({"classification", "detection", "segmentation"})
-    requires = frozenset({"student_maps", "pretrained"})
+    stage_arguments = frozenset({"student_maps", "pretrained"})
     objectives: ClassVar[frozenset[str] | None] = frozenset(
         {"kdep_bench.objectives.proc_kd.PrototypeDistillation"}
     )

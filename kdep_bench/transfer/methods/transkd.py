@@ -79,7 +79,7 @@ class TransKD(TransferMethod):
 
     families = frozenset({"segmentation"})
     needs = frozenset({"tuned_teacher"})
-    requires = frozenset({"student_maps", "teacher_maps"})
+    stage_arguments = frozenset({"student_maps", "teacher_maps"})
     backbones = frozenset({"ResNet", "MobileNetV2", "EfficientNetLite", "TimmBackbone"})
     plan_check = "kdep_bench.transfer.embedding_betas.check_betas"
 
