@@ -372,8 +372,8 @@ def build_objective(config: Mapping[str, Any], build_args: Mapping[str, Any]) ->
     Args:
         config: {type, ...}; its values take precedence over `build_args`.
         build_args: {argument: value}, words of ARGUMENTS; the class gets those in its
-            `stage_arguments`. With several teachers, also "teachers": {role: {argument: value}}, for classes that read
-            every teacher or that have parts.
+            `stage_arguments`. With several teachers, also "teachers": {role: {argument: value}},
+            for classes that read every teacher or that have parts.
 
     Raises:
         KdepError: a required argument is missing; also the errors of `demands`.

@@ -39,7 +39,9 @@ def context(logits: Mapping[str, Any], **values: Any) -> Context:
     }
     zeros = torch.zeros(len(next(iter(logits.values()))), 3)
     first = next(iter(teachers.values()))
-    return Context(zeros, values.pop("after", zeros), teacher=first, teachers=teachers, **values)
+    return Context(
+        zeros, values.pop("post_activation", zeros), teacher=first, teachers=teachers, **values
+    )
 
 
 def log_probabilities(*p: float) -> list[float]:
