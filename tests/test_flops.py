@@ -39,9 +39,9 @@ def test_flops_of_fused_attention_equal_the_count_by_hand() -> None:
                 nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
             )
 
-    # Queries by keys, weights by values, and the layer after them.
-    products = 2 * tokens * tokens * width * 2 + 2 * tokens * width * width
-    assert forward_flops(FusedAttention(), torch.rand(2, tokens, width)) == products
+    # Queries times keys, attention weights times values, and the output projection.
+    expected = 2 * tokens * tokens * width * 2 + 2 * tokens * width * width
+    assert forward_flops(FusedAttention(), torch.rand(2, tokens, width)) == expected
 
 
 def test_export_counts_the_flops_at_the_students_input_size(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class DynamicPrior(Objective):
             student_maps,
             teacher_maps,
             lambda s, t: nn.Conv2d(s, t, 1),
-            for_equal_channels=True,
+            project_equal_channels=True,
         )
         # Encoder and decoder of each level; the name `decoders` is in checkpoints.
         self.decoders = make_projectors(
@@ -75,7 +75,7 @@ class DynamicPrior(Objective):
             student_maps,
             teacher_maps,
             lambda _, t: _autoencoder(t, hidden),
-            for_equal_channels=True,
+            project_equal_channels=True,
         )
         self.mean_square = FirstBatch(len(levels))
 

@@ -28,19 +28,22 @@ def _loss_of_zero(difference: Callable[[Tensor, Tensor], Tensor], t: Tensor) -> 
 
 
 class Hints(Objective):
-    """w * sum over levels of mean |r(F_s) - F_t|^p / mean |F_t|^p.
+    """w * sum over levels of mean d(r(F_s) - F_t) / mean d(F_t).
 
-    r is a learned 1x1 convolution, dropped at export. The divisor is measured on the first batch,
-    so that one weight suits every teacher: an output of zero has the loss w per level.
+    d is the square or another distance. r is a learned 1x1 convolution, dropped at export. The
+    divisor is measured on the first batch, so that one weight suits every teacher: an output of
+    zero has the loss w per level.
 
     Source: FitNets (Romero et al., ICLR 2015) in the form of HobbitLong/RepDistiller
-    `distiller_zoo/FitNet.py` (mean squared error after a 1x1 convolution, weight 100, one middle
-    level). Two differences: there is no cross-entropy (label-free), and the divisor.
+    `distiller_zoo/FitNet.py`, `models/util.py` ConvReg (mean squared error after a convolution,
+    weight 100, one middle level). Differences: there is no cross-entropy (label-free); the divisor;
+    r has no BatchNorm and ReLU after the convolution; maps of different sizes are resized, where
+    the source changes the kernel or the stride.
 
     Args:
         levels: {student level: teacher map}.
         weight: w.
-        distance: "l2", "l1" or "huber", in place of |.|^p.
+        distance: d: "l2" (square), "l1" (absolute value) or "huber" (smooth L1, beta 1).
         hidden: channels of a hidden layer with ReLU in r; None for a linear r.
         init: r's weights are initialised from U(-init, init), as in the code of
             AberHu/Knowledge-Distillation-Zoo and lenscloth/RKD; None for torch's default.
@@ -83,7 +86,7 @@ class Hints(Objective):
 
         # The projectors; the name `through` is in checkpoints.
         self.through = make_projectors(
-            levels, student_maps, teacher_maps, projector, for_equal_channels=True
+            levels, student_maps, teacher_maps, projector, project_equal_channels=True
         )
         self.scale = FirstBatch(len(levels))
 

@@ -96,10 +96,10 @@ class Hssakd(Objective):
     `logit_kd.soft_kl` at the temperature tau.
 
     The teacher's network is frozen. Its classifiers are trained in the same run, by a separate
-    optimiser (`play`, before `terms` in every step), to minimise CE(y, t) + sum_l CE(4 y + r, t_l),
-    with r the number of quarter turns.
-    The targets t and t_l are computed in evaluation mode. The student's optimiser also trains the
-    student's classifiers. All classifiers are dropped at export.
+    optimiser (`update_auxiliary`, before `terms` in every step), to minimise
+    CE(y, t) + sum_l CE(4 y + r, t_l), with r the number of quarter turns. The targets t and t_l are
+    computed in evaluation mode. The student's optimiser also trains the student's classifiers. All
+    classifiers are dropped at export.
 
     Source: Yang et al., TNNLS 2022, IJCAI 2021; winycg/HSAKD `train_student_cifar.py`,
     `train_teacher_cifar.py` (frozen backbone), tau 3 and all weights 1. Three differences. The

@@ -34,7 +34,7 @@ def make_projectors(
     student_maps: Maps,
     teacher_maps: Maps,
     make: Any,
-    for_equal_channels: bool,
+    project_equal_channels: bool,
 ) -> nn.ModuleDict:
     """A module per student level that maps its channels to those of the teacher's map.
 
@@ -42,14 +42,14 @@ def make_projectors(
         levels: {student level: teacher map}.
         student_maps, teacher_maps: the maps of student and teacher by name.
         make: called with (student channels, teacher channels); returns the module.
-        for_equal_channels: whether to call `make` also for a level where student and teacher have
-            equal numbers of channels; otherwise such a level has the identity.
+        project_equal_channels: whether `make` is also called for a level where student and teacher
+            have equal numbers of channels; otherwise the module of such a level is the identity.
     """
     modules: dict[str, nn.Module] = {}
     for student_map, teacher_map in levels.items():
         student_channels = student_maps[student_map]["channels"]
         teacher_channels = teacher_maps[teacher_map]["channels"]
-        if student_channels == teacher_channels and not for_equal_channels:
+        if student_channels == teacher_channels and not project_equal_channels:
             modules[student_map] = nn.Identity()
         else:
             modules[student_map] = make(student_channels, teacher_channels)

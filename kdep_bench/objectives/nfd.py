@@ -56,7 +56,7 @@ class NFD(Objective):
             student_maps,
             teacher_maps,
             lambda s, t: nn.Conv2d(s, t, 1),
-            for_equal_channels=False,
+            project_equal_channels=False,
         )
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:

@@ -71,7 +71,7 @@ class PrototypeDistillation(Objective):
             student_maps,
             teacher_maps,
             lambda s, t: nn.Conv2d(s, t, 1),
-            for_equal_channels=True,
+            project_equal_channels=True,
         )
         # Zero until the first batch.
         self.prototypes = nn.ParameterDict(

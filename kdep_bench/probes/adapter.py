@@ -1,10 +1,10 @@
 """Few-shot accuracy with a trained adapter and class prototypes, after SgVA-CLIP (TMM 2023).
 
-The feature x of an image is divided by its Euclidean norm. A prototype is the mean feature of the
-few training images of a class. The adapter is a perceptron with one hidden layer, blended with its
-input: a(x) = unit(alpha * W2 relu(W1 x) + (1 - alpha) * x). Two classifiers compare an image with
-prototypes: one uses x, the other uses a(x). Source: Peng et al.; FannierPeng/SgVA-CLIP `main.py`
-(loss newi2i+kd2+i2t), `models/coop_4.py` (Weight_Adapter).
+The feature x of an image (after the last activation) is divided by its Euclidean norm. A prototype
+is the mean feature of the few training images of a class. The adapter is a perceptron with one
+hidden layer, blended with its input: a(x) = unit(alpha * W2 relu(W1 x) + (1 - alpha) * x). Two
+classifiers compare an image with prototypes: one uses x, the other uses a(x). Source: Peng et al.;
+FannierPeng/SgVA-CLIP `main.py` (loss newi2i+kd2+i2t), `models/coop_4.py` (Weight_Adapter).
 """
 
 from __future__ import annotations

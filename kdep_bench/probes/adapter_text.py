@@ -1,8 +1,8 @@
 """Few-shot accuracy of a vision-language teacher with text prototypes: SgVA-CLIP (TMM 2023).
 
-The feature v of an image is divided by its norm. P is the projection of the vision tower (the
-identity if the feature is in the space of the texts), t_c the embedding of the name of class c,
-unit length, and a(v) the adapter of `kdep_bench.probes.adapter`:
+The feature v of an image (after the last activation) is divided by its norm. P is the projection of
+the vision tower (the identity if the feature is in the space of the texts), t_c the embedding of
+the name of class c, of unit length, and a(v) the adapter of `kdep_bench.probes.adapter`:
 
 * text classifier: z_c = s * <unit(v P), t_c>
 * adapted classifier: s * <a(v), mean of a(v) over the few training images of class c>

@@ -37,10 +37,10 @@ def draw(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
 class FewShot(Probe):
     """Top-1 accuracy with few training images per class, averaged over random draws of images.
 
-    Features are divided by their Euclidean norm and classified by logistic regression, as in Tian
-    et al., ECCV 2020 ("Rethinking few-shot image classification: a good embedding is all you
-    need?"). For every number of images, C is the value with the best mean accuracy on the
-    validation split. The draws are the same for every backbone.
+    Features after the last activation are divided by their Euclidean norm and classified by
+    logistic regression, as in Tian et al., ECCV 2020 ("Rethinking few-shot image classification: a
+    good embedding is all you need?"). For every number of images, C is the value with the best
+    mean accuracy on the validation split. The draws are the same for every backbone.
 
     Args:
         shots: numbers of training images per class, one result for each.

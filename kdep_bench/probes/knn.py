@@ -44,9 +44,9 @@ def votes(bank: Features, queries: Features, ks: Sequence[int], T: float) -> dic
 class Knn(Probe):
     """Top-1 accuracy of weighted k-nearest-neighbour classification by cosine similarity.
 
-    Neighbours are images of the training split, with weights exp(cosine / T). k is chosen on the
-    validation split; if several values are equally good, the smallest is chosen. Source: Wu et al.,
-    CVPR 2018, section 3.4 (T = 0.07).
+    It compares features after the last activation. Neighbours are images of the training split,
+    with weights exp(cosine / T). k is chosen on the validation split; if several values are equally
+    good, the smallest is chosen. Source: Wu et al., CVPR 2018, section 3.4 (T = 0.07).
 
     Args:
         k: numbers of neighbours to choose from.

@@ -31,10 +31,10 @@ def average_precision(score_N: np.ndarray, relevant_N: np.ndarray) -> float:
 class Retrieval(Probe):
     """Every test image is a query; the other test images are ranked by cosine similarity.
 
-    The relevant images are those of the query's class. `mAP`: mean of `average_precision` over all
-    queries. `recall at K`: fraction of queries with a relevant image among the K most similar, as
-    usual in metric learning (Jegou et al., TPAMI 2011); images of equal similarity are then in a
-    random order, with a fixed seed.
+    It compares features after the last activation. The relevant images are those of the query's
+    class. `mAP`: mean of `average_precision` over all queries. `recall at K`: fraction of queries
+    with a relevant image among the K most similar, as usual in metric learning (Jegou et al., TPAMI
+    2011); images of equal similarity are then in a random order, with a fixed seed.
 
     Args:
         ranks: values of K.

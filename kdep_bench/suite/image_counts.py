@@ -1,7 +1,8 @@
 """Checks, before anything runs, that the data have enough images for the methods and tasks.
 
 `check_counts` counts the images in the user's folders and stops as soon as there are enough. Each
-rule is a small function in a list, as in `pairs`. The pool is the set of pre-training images.
+rule is a small function in a list, as in `suite/pairs.py`. The pool is the set of pre-training
+images.
 """
 
 from __future__ import annotations
@@ -118,8 +119,8 @@ def _sufficient_images(suite: Suite) -> int:
     assistant_students = [a["student"] for a in assistants if a["student"] != SAME_STUDENT]
     widths = [s["width"] for s in [*suite.students, *assistant_students]]
     epochs = min([1.0, budget.epochs, *(a["epochs"] or 1.0 for a in assistants)])
-    # + 2, because the number of images of a fraction is rounded.
     batch = max([budget.batch, *(a.get("batch") or 0 for a in assistants)])
+    # + 2, because the number of images of a fraction is rounded.
     return math.ceil(max(batch * steps / epochs, *widths) / smallest_fraction) + 2
 
 
@@ -166,7 +167,8 @@ def _chain(
         budget = suite.budget.model_copy(update={"batch": batch})
         suite = suite.model_copy(update={"budget": budget})
     images = round(fraction * pool)
-    if (synthesis := method.get("synthesis")) is not None:  # trained on these and on its own images
+    if (synthesis := method.get("synthesis")) is not None:
+        # The student is trained on the images of its data fraction and on those that are made.
         images = pool = images + int(synthesis.get("images") or 0)
     yield CountedRun(suite, student, method, suite_teacher, epochs, fraction, images, pool)
 
@@ -204,7 +206,10 @@ def check_epochs(run: CountedRun) -> None:
 
 
 def check_alignment(run: CountedRun) -> None:
-    """Checks that there are as many features as directions that the alignment fits."""
+    """Checks that there are enough feature vectors (images x views) to fit the alignment.
+
+    It needs at least one per direction.
+    """
     if run.pool < 1:
         return  # see `check_nonempty_fraction`
     width = run.student["width"]
@@ -246,7 +251,10 @@ def check_fine_tuning_batch(data: Json, task: Json) -> None:
 
 
 def check_linear_probe(data: Json, task: Json) -> None:
-    """Checks that every split or fold of a linear probe has images of every class."""
+    """Checks that the training images of a linear probe have every class.
+
+    That is, in every fold, or in both parts of the images that `train_share` divides.
+    """
     if task["type"] != _PROBE:
         return
     recipe = task["recipe"]

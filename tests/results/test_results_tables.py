@@ -365,7 +365,7 @@ def test_columns_without_a_value_and_settings_with_one_value_are_left_out():
         assert shown[0] == "| method | data fraction | probe (top1) |"
         assert "The same in every row" not in "".join(shown)
     shown = markdown._table(view, ["comparison", "seed pairs"], [["a - b", "3"], ["c - b", "—"]], 1)
-    assert shown[-2] == "The same in every row: seed pairs 3 (none for c - b)."
+    assert shown[-2] == "The same in every row: *seed pairs* 3 (none for c - b)."
     one_row = markdown._table(view, head, rows[:1], 2)
     assert one_row[0] == "| method | data fraction | probe (top1) |"
 

@@ -29,7 +29,7 @@ TASKS = (
     *("voc0712_c4", "voc0712_fpn", "coco_c4", "coco_fpn"),
     *("foggy_cityscapes", "foggy_cityscapes_source"),
 )
-# One task of each family runs in every test run; `make rehearse` runs all, on both students.
+# One task of each family runs in every test run; `make rehearse` runs all.
 SAMPLE = ("cifar100", "voc12_seg", "voc0712_c4", "foggy_cityscapes")
 
 R18: dict[str, Any] = {  # student config of a full ResNet-18
@@ -132,7 +132,7 @@ def test_a_full_scale_task_trains_and_scores_on_tiny_data(
 def images_of_the_domains(prepared: Path, out: Path) -> dict[str, list[str]]:
     """{task and loader: folder of every image that it reads} of the tasks on Foggy Cityscapes.
 
-    The images that are read without boxes must not have any.
+    Asserts that the unlabelled images come without boxes.
     """
     from kdep_bench.openmmlab import setup
 
@@ -156,7 +156,7 @@ def images_of_the_domains(prepared: Path, out: Path) -> dict[str, list[str]]:
     return folders
 
 
-def test_boxes_are_read_for_clear_scenes_only_and_the_scored_domain_is_the_task_s(
+def test_only_clear_scenes_have_boxes_and_each_task_scores_its_own_domain(
     prepared: Path, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     folders = in_subprocess(images_of_the_domains, prepared, tmp_path)

