@@ -257,7 +257,7 @@ def _json(value: Any, where: str) -> Any:
         ) from None
 
 
-# Kinds of which a user may give a file or folder in place of a name -> what to do instead.
+# What to do about a path of a file or folder in place of a name, where it is not a config.
 _IF_PATH = {
     "data": "for a folder of your images, run kdep-bench init FOLDER",
     "teacher": "for your own weights, write a config in configs/teachers/ (docs/own_data.md)",
@@ -290,8 +290,10 @@ def load_config(kind: str, name: str, configs: Path = CONFIGS, place: str = "") 
     if name not in files:
         listed_by = _listed_by(kind, files)
         error = unknown_name(f"{kind} config", name, files, place=place, otherwise=listed_by)
-        if os.sep in name and kind in _IF_PATH:
-            raise KdepError(error.problem, fix=f"{_IF_PATH[kind]}; or {error.fix}")
+        if os.sep in name:
+            to_folder = f"put the file into $KDEP_CONFIGS/{FOLDERS[kind]}/ and write its name"
+            fix = f"{_IF_PATH.get(kind, to_folder)}; or {error.fix}"
+            raise KdepError(error.problem, fix=fix)
         raise error
     return read_dict(kind, files[name])
 
@@ -422,7 +424,7 @@ def resolve(kind: str, ref: Any, configs: Path = CONFIGS, place: str = "") -> Js
         merged(_claim_keys(), config, f"claim {config.get('name')!r:.80}")
     where = f"{kind} {config.get('name', ref)!r:.80}"
     if isinstance(ref, str) and str(config.get("name")) != ref:
-        where += f" (configs/{FOLDERS[kind]}/{ref}.py)"
+        where += f" ({config_files(kind, configs)[ref]})"
     check(MODELS[kind], config, where)
     if kind == "data":
         check_keys(config)
@@ -919,11 +921,16 @@ def _teachers(ref: Any, students: list[Json], configs: Path) -> dict[str, Json |
         return dict.fromkeys(names)
     if isinstance(ref, str) or (isinstance(ref, dict) and "base" in ref):
         return dict.fromkeys(names, resolve("teacher", ref, configs))
-    if not isinstance(ref, dict):
+    if not isinstance(ref, dict) or "type" in ref:
+        is_complete = isinstance(ref, dict)
         raise KdepError(
             f"the suite has teacher = {ref!r:.80}",
-            expected="the name of a teacher, or a dict with one name per student",
-            fix="correct `teacher` in the suite",
+            expected="the name of a teacher, dict(base=NAME, ...), or a dict with one name per "
+            "student",
+            fix="write the dict into $KDEP_CONFIGS/teachers/NAME.py, as teacher = dict(...), and "
+            "its NAME into the suite"
+            if is_complete
+            else "correct `teacher` in the suite",
         )
     for name in ref:
         if name not in names:

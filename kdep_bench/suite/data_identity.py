@@ -218,7 +218,10 @@ def _hash_data(
             return hashes
         paths = sorted({str(s.path) for sources in parts.values() for s in sources})
         if len(missing := [path for path in paths if not os.path.exists(path)]) > 1:
-            hashes.note = f"data {data['name']} was not read: {first_of(missing, 5)} do not exist"
+            hashes.note = (
+                f"data {data['name']} was not read: {first_of(missing, 5)} do not exist; correct "
+                "the paths in its config (relative paths begin at $KDEP_DATA or the current folder)"
+            )
             return hashes
         catalogues = _catalogues(parts, cache, verify, show_message)
     except KdepError as e:

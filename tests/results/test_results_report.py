@@ -86,8 +86,15 @@ def test_wrong_arguments_are_refused_without_a_traceback(tmp_path):
     assert done.returncode == 2
     assert "does not exist" in done.stderr
     assert "Traceback" not in done.stderr
+    (tmp_path / "file").write_text("")
+    assert "is a file; expected a folder that contains records/" in run(tmp_path / "file").stderr
     assert run("diff", tmp_path).returncode == 2
     assert run("--help").returncode == 0
+
+
+def test_an_unknown_suite_is_answered_with_the_suites_of_the_records(results):
+    with pytest.raises(KdepError, match=r"unknown suite 'goldn' in the records of .*mean golden\?"):
+        build(results(golden_records()), "goldn", require_records=True)
 
 
 def test_diff_states_whether_each_change_is_significant(results):

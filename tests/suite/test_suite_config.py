@@ -136,6 +136,12 @@ def test_an_override_can_add_any_part_that_the_data_s_prepare_reads():
         ({"methods": [{"name": "kdep"}]}, "neither a name nor a dict"),
         ({"teacher": {"resnet18_w23": "efficientnet_lite0"}}, "did you mean resnet18_w32"),
         ({"methods": [{"base": "kdep", "needs": ["logit"]}]}, "did you mean logits"),
+        (
+            {"students": ["/some/student.py"]},
+            "put the file into $KDEP_CONFIGS/students/ and write its name; or choose one",
+        ),
+        ({"teacher": {"type": "x.Y", "name": "y"}}, "write the dict into $KDEP_CONFIGS/teachers/"),
+        ({"students": []}, "the suite has students = []; expected 1 or more entries. Fix: add an"),
         ({"methods": [{"base": "kdep", "shares": [0.5]}]}, "`shares` is a key of the suite"),
         ({"epochs": 3}, "unknown key 'epochs' in the suite. Fix: `epochs` is a key of `budget` of"),
         ({"objective": {}}, "`objective` is a key of a method"),

@@ -366,10 +366,15 @@ def _read_submission(results_dir: Path, name: str) -> tuple[list[Run], list[Dama
 def read_own(results_dir: str | Path) -> Store:
     """All records of `results_dir` without its submissions; see `read`."""
     if not Path(results_dir).is_dir():
+        is_file = Path(results_dir).exists()
         raise KdepError(
-            f"the results folder {results_dir} does not exist",
+            f"{results_dir} is a file"
+            if is_file
+            else f"the results folder {results_dir} does not exist",
             expected="a folder that contains records/, such as results/pocket",
-            fix="run the suite first, or correct the path",
+            fix="give the results folder"
+            if is_file
+            else "run the suite first, or correct the path",
         )
     directory = records_dir(results_dir)
     if os.path.lexists(directory) and not is_real_folder(directory):

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdep_bench.errors import KdepError
+from kdep_bench.errors import KdepError, unknown_name
 from kdep_bench.files import read_strict, write_atomic, write_json
 from kdep_bench.paths import CONFIGS
 from kdep_bench.results.board import ablation, families, teachers
@@ -62,11 +62,13 @@ def build(
             of an argument is damaged, or with `require_records` no record can be read.
     """
     results_dir = Path(results_dir)
-    board = make_board(store.read(results_dir), suite)
+    stored = store.read(results_dir)
+    board = make_board(stored, suite)
     probes, damaged_probes = probe_record.read(results_dir, suite)
     board.teacher_measures = teachers.measures_of(probes, board.remarks)
     if require_records and not (board.runs or probes):
-        raise _no_records(results_dir, suite, [sentence for _, sentence in board.damaged])
+        suites = {run.suite for run in stored.runs}
+        raise _no_records(results_dir, suite, suites, [sentence for _, sentence in board.damaged])
     verdicts = judge(board, _claims(results_dir, claims))
     view = board_rows.make_view(board, verdicts, _method_inputs(results_dir, board, method_inputs))
     view.probes = probe_tables.make_section(probes, damaged_probes)
@@ -115,8 +117,15 @@ def docstring_line(config: Path) -> str:
     return docstring.split("\n")[0].replace("`", "")
 
 
-def _no_records(results_dir: Path, suite: str | None, damaged: list[str]) -> KdepError:
-    """The error for a folder without a readable record, whose tables would be empty."""
+def _no_records(
+    results_dir: Path, suite: str | None, suites: set[str], damaged: list[str]
+) -> KdepError:
+    """The error for a folder without a readable record, whose tables would be empty.
+
+    `suites`: the suites of the records in the folder; `suite`: the one that was asked for.
+    """
+    if suite is not None and suites:
+        return unknown_name("suite", suite, suites, place=f"the records of {results_dir}")
     of_suite = f" of suite {suite!r}" if suite else ""
     if damaged:  # each sentence has its own fix
         return KdepError(f"{results_dir} contains no readable record{of_suite}: {damaged[0]}")
