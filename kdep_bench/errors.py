@@ -86,6 +86,11 @@ def fault_text(fault: Mapping[str, Any]) -> str:
 
 def expected_text(fault: Mapping[str, Any]) -> str:
     """What pydantic expected where it found a fault: "a number greater than 0"."""
+    limits = fault.get("ctx") or {}
+    if fault["type"] == "too_short":
+        return f"{limits.get('min_length', 1)} or more entries"
+    if fault["type"] == "too_long":
+        return f"at most {limits.get('max_length')} entries"
     text = fault_text(fault).removeprefix("Input should be ")
     text = text.replace("a valid integer", "an integer").replace("a valid ", "a ")
     if text == "an instance of Sequence" or fault["type"] == "sequence_str":

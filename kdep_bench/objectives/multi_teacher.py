@@ -96,7 +96,6 @@ class MultiTeacherKD(Objective):
         return [config["weighting"]] if config.get("weighting") is not None else []
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
-        # `after`: after the last activation, as for a classifier.
         return self.distillation_terms(ctx, self.head(ctx.post_activation))
 
     def distillation_terms(self, ctx: Context, student_BC: Tensor) -> dict[str, Tensor]:

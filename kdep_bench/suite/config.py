@@ -534,10 +534,6 @@ def _fault(model: type[BaseModel], path: list[str], faults: list[Any], where: st
     wrong_value = fault.get("input")
     expected = " or ".join(dict.fromkeys(map(expected_text, faults)))
     field = _fields_at(model, path[:-1]).get(path[-1]) if path else None
-    if fault["type"] == "too_short":  # "List should have at least 1 item after validation, not 0"
-        expected = f"{fault.get('ctx', {}).get('min_length', 1)} or more entries"
-    if fault["type"] == "too_long":
-        expected = f"at most {fault.get('ctx', {}).get('max_length')} entries"
     if field is not None and field.description:
         expected = field.description
     key = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path).removeprefix(".")

@@ -205,7 +205,7 @@ def test_the_discriminator_is_undecided_if_student_and_teacher_have_equal_tokens
     assert float(decided[1].max()) < 0.1  # student
 
 
-def test_the_adversarial_term_makes_the_student_s_tokens_more_like_the_teacher_s():
+def test_the_adversarial_term_makes_tokens_of_the_student_more_like_those_of_the_teacher():
     """The term is log(1 - probability), and it does not change the discriminator."""
     objective, ctx, probability = discriminator_run(same_tokens=False)
     term = objective.terms(ctx)["adversarial"]

@@ -188,7 +188,7 @@ def test_average_heads_compares_the_mean_scores_of_both_networks():
     np.testing.assert_allclose(computed["attention"].detach(), expected, rtol=1e-9)
 
 
-def test_every_block_of_the_student_is_paired_with_the_last_of_an_equal_part_of_the_teacher_s():
+def test_every_block_of_the_student_is_paired_with_the_last_block_of_an_equal_part_of_the_teacher():
     """12 blocks for 3: parts 0 to 3, 4 to 7, 8 to 11."""
     assert block_pairs(3, 12) == [(0, 3), (1, 7), (2, 11)]
     assert block_pairs(12, 12) == [(k, k) for k in range(12)]

@@ -363,6 +363,7 @@ def test_claims_have_the_stated_false_positive_rate():
         ({"a": {"methd": "x", "method": "y"}}, "methd"),
         ({"max_cost_ratio": 0}, "max_cost_ratio"),
         ({"margin": "10"}, "has margin = '10'; expected a number. Fix: correct `margin`"),
+        ({"families": []}, "has families = []; expected 1 or more entries"),
         (
             {"a": "kdep"},
             "expected dict(method=..., share=..., epochs=..., teacher=...). Fix: write ",

@@ -79,7 +79,7 @@ def test_the_interval_of_one_training_covers_only_images_and_states_this():
     assert measured.seeds == "120 test images of one training"
 
 
-def test_a_paired_test_has_5_percent_false_positives_and_an_interval_narrower_than_a_row_s():
+def test_a_paired_test_has_5_percent_false_positives_and_an_interval_narrower_than_that_of_a_row():
     """Two rows have the same images, so the difficulty of an image cancels in the difference."""
     rng = np.random.default_rng(3)
     false_positives, width_ratios = 0, []

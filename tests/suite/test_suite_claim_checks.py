@@ -52,7 +52,7 @@ def refusal(claim: Any, **change: Any) -> str:
         (dict(base=BEATS, a=dict(teacher="efficientnet_lite1")), "did you mean efficientnet_lite0"),
         (dict(base=BEATS, b=dict(teacher="efficientnet_lite0")), "uses no teacher"),
         (dict(base=BEATS, families=["clasification"]), "did you mean classification"),
-        (dict(base=BEATS, families=[]), "at least 1 item"),
+        (dict(base=BEATS, families=[]), "1 or more entries"),
         (dict(base=BEATS, b=dict(method="kdep")), "with itself"),
         (dict(base=BEATS, a=dict(method=["kdp", "scratch"])), "with itself"),
         ("data_10x", "'supervised' (`b`), which the suite does not run"),

@@ -302,7 +302,7 @@ def test_a_task_whose_heads_read_no_augmented_level_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["classifier", "segmenter"])
-def test_with_augmenters_of_zero_and_no_weight_the_training_is_the_task_s(
+def test_with_augmenters_of_zero_and_no_weight_the_training_is_that_of_the_task(
     kind: str, tmp_path: Path
 ):
     """This is the state in the first step. Only the augmenters get a gradient from the method."""

@@ -17,14 +17,14 @@ from kdep_bench.data.official import tiny as draw
 from kdep_bench.data.official.archives import Archive
 from kdep_bench.data.official.base import (
     OfficialSet,
+    how_to_unpack_again,
     need_dir,
     need_files,
-    unpack_again,
 )
 from kdep_bench.errors import KdepError
 
 FOLDER = "ADEChallengeData2016"
-_UNPACK_AGAIN = unpack_again("ade20k")
+_UNPACK_AGAIN = how_to_unpack_again("ade20k")
 CLASSES = 150
 _HOMEPAGE = "http://sceneparsing.csail.mit.edu/"
 

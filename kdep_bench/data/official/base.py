@@ -206,7 +206,7 @@ def _verify(dataset: OfficialSet, root: Path, n_decoded: int | None, check_count
     if not folder.is_dir():
         raise KdepError(
             f"the data set {dataset.title} was not found at {folder}",
-            fix=unpack_again(dataset.name).replace(" again", ""),
+            fix=how_to_unpack_again(dataset.name).replace(" again", ""),
         )
     counts = dataset.verify(folder, n_decoded)
     official_counts = dataset.counts if check_counts else {}
@@ -215,8 +215,8 @@ def _verify(dataset: OfficialSet, root: Path, n_decoded: int | None, check_count
             raise KdepError(
                 f"{dataset.title} at {folder} has {counts.get(key)} {key}",
                 expected=f"{official}, as in the official release",
-                fix=f"{unpack_again(dataset.name)} (the archive was not completely unpacked, or "
-                "is another release)",
+                fix=how_to_unpack_again(dataset.name)
+                + " (the archive was not completely unpacked, or is another release)",
             )
     return counts
 
@@ -231,7 +231,7 @@ def _with_command(e: KdepError, dataset: OfficialSet, root: Path) -> KdepError:
 # ---- used by the checks of several sets ----
 
 
-def unpack_again(name: str) -> str:
+def how_to_unpack_again(name: str) -> str:
     """The fix for damaged files of the set `name`: a command that unpacks its archives again.
 
     `verify` and `lay_out` replace SET and DIR by the set and its root.
@@ -250,7 +250,7 @@ def need_dir(path: Path, description: str) -> Path:
         raise KdepError(
             f"the folder {path} does not exist",
             expected=description,
-            fix=unpack_again("SET"),
+            fix=how_to_unpack_again("SET"),
         )
     return path
 
@@ -266,13 +266,13 @@ def need_file(path: Path, description: str) -> Path:
         raise KdepError(
             f"the file {path} does not exist",
             expected=description,
-            fix=unpack_again("SET"),
+            fix=how_to_unpack_again("SET"),
         )
     if path.stat().st_size == 0:
         raise KdepError(
             f"the file {path} is empty (0 bytes)",
             expected=description,
-            fix=unpack_again("SET"),
+            fix=how_to_unpack_again("SET"),
         )
     return path
 
@@ -285,14 +285,14 @@ def lines(path: Path, description: str) -> list[str]:
         raise KdepError(
             f"the file {path} cannot be read ({plain_text(e)})",
             expected=description,
-            fix=unpack_again("SET"),
+            fix=how_to_unpack_again("SET"),
         ) from None
     rows = [line.strip() for line in text.splitlines() if line.strip()]
     if not rows:
         raise KdepError(
             f"the file {path} has no entries",
             expected=description,
-            fix=unpack_again("SET"),
+            fix=how_to_unpack_again("SET"),
         )
     return rows
 
@@ -315,7 +315,7 @@ def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
             raise KdepError(
                 f"the file {path} occurs twice in {source}",
                 expected="each file once (repeated files would count twice in the scores)",
-                fix=unpack_again("SET"),
+                fix=how_to_unpack_again("SET"),
             )
         seen.add(name)
         try:
@@ -323,12 +323,12 @@ def need_files(folder: Path, names: Iterable[str], source: Path | str) -> int:
         except (OSError, ValueError):  # ValueError: a null byte in the name
             raise KdepError(
                 f"the file {path}, which is listed in {source}, does not exist",
-                fix=unpack_again("SET"),
+                fix=how_to_unpack_again("SET"),
             ) from None
         if size == 0:
             raise KdepError(
                 f"the file {path} is empty (0 bytes)",
-                fix=unpack_again("SET"),
+                fix=how_to_unpack_again("SET"),
             )
     return len(seen)
 

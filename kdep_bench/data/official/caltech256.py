@@ -18,16 +18,16 @@ from kdep_bench.data.official.archives import Archive, Progress
 from kdep_bench.data.official.base import (
     OfficialSet,
     decode_some,
+    how_to_unpack_again,
     lines,
     need_dir,
     need_files,
-    unpack_again,
 )
 from kdep_bench.errors import KdepError
 from kdep_bench.files import write_atomic
 
 FOLDER = "256_ObjectCategories"
-_UNPACK_AGAIN = unpack_again("caltech256")
+_UNPACK_AGAIN = how_to_unpack_again("caltech256")
 TRAIN_PER_CLASS = 60
 LISTS = {"train": "kdep_train.txt", "test": "kdep_test.txt"}
 _CLASS = re.compile(r"(\d{3})\.[\w.+-]+")

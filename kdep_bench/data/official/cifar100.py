@@ -15,14 +15,14 @@ from kdep_bench.data.official import tiny as draw
 from kdep_bench.data.official.archives import Archive
 from kdep_bench.data.official.base import (
     OfficialSet,
+    how_to_unpack_again,
     need_dir,
     need_file,
-    unpack_again,
 )
 from kdep_bench.errors import KdepError
 
 FOLDER = "cifar-100-python"
-_UNPACK_AGAIN = unpack_again("cifar100")
+_UNPACK_AGAIN = how_to_unpack_again("cifar100")
 _SOURCE = "mmpretrain 1.2.0 and torchvision 0.29.1, datasets/cifar.py"
 # (module, name) of the functions and classes that the pickles of the official archive use.
 _ALLOWED = {

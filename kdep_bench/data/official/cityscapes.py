@@ -17,7 +17,7 @@ from kdep_bench.data.checks import check_segmentation
 from kdep_bench.data.listing import list_images
 from kdep_bench.data.official import tiny as draw
 from kdep_bench.data.official.archives import Archive, Progress
-from kdep_bench.data.official.base import OfficialSet, need_dir, unpack_again
+from kdep_bench.data.official.base import OfficialSet, how_to_unpack_again, need_dir
 from kdep_bench.errors import KdepError
 
 _HOMEPAGE = "https://www.cityscapes-dataset.com/downloads/"
@@ -47,7 +47,7 @@ def convert(folder: Path, progress: Progress) -> None:
                 raise KdepError(
                     f"the mask {file} cannot be read ({e})",
                     expected="a PNG of gtFine_trainvaltest.zip",
-                    fix=unpack_again("cityscapes"),
+                    fix=how_to_unpack_again("cityscapes"),
                 ) from None
             partial = target.with_name(f".{target.name}.partial")
             Image.fromarray(TRAIN_ID_BY_LABEL_ID[ids]).save(partial, "PNG")
@@ -62,7 +62,9 @@ def verify(folder: Path, n_decoded: int | None) -> dict[str, int]:
     """
     need_dir(folder / "gtFine", "the folder of gtFine_trainvaltest.zip")
     need_dir(folder / "leftImg8bit", "the folder of leftImg8bit_trainvaltest.zip")
-    check_segmentation(folder, CLASSES, SPLITS, limit=n_decoded, fix=unpack_again("cityscapes"))
+    check_segmentation(
+        folder, CLASSES, SPLITS, limit=n_decoded, fix=how_to_unpack_again("cityscapes")
+    )
     return {
         f"{s}_images": len(files_of(folder / "leftImg8bit" / s, "_leftImg8bit.png")) for s in SPLITS
     }

@@ -17,15 +17,15 @@ from kdep_bench.data.official import tiny as draw
 from kdep_bench.data.official.archives import Archive
 from kdep_bench.data.official.base import (
     OfficialSet,
+    how_to_unpack_again,
     need_dir,
     need_files,
-    unpack_again,
 )
 from kdep_bench.data.user_json import read_user_json
 from kdep_bench.errors import KdepError
 
 _HOMEPAGE = "https://cocodataset.org/#download"
-_UNPACK_AGAIN = unpack_again("coco")
+_UNPACK_AGAIN = how_to_unpack_again("coco")
 _MD5_SOURCE = "used by several public download scripts; no official MD5 is published"
 SPLITS = ("train2017", "val2017")
 #: COCO's 80 categories, id -> name; the ids have gaps.

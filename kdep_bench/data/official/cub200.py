@@ -11,14 +11,14 @@ from kdep_bench.data.official.archives import Archive
 from kdep_bench.data.official.base import (
     OfficialSet,
     decode_some,
+    how_to_unpack_again,
     lines,
     need_files,
-    unpack_again,
 )
 from kdep_bench.errors import KdepError, first_of
 
 FOLDER = "CUB_200_2011"
-_UNPACK_AGAIN = unpack_again("cub200")
+_UNPACK_AGAIN = how_to_unpack_again("cub200")
 _LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
 
 

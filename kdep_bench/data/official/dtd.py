@@ -15,15 +15,15 @@ from kdep_bench.data.official.archives import Archive
 from kdep_bench.data.official.base import (
     OfficialSet,
     decode_some,
+    how_to_unpack_again,
     lines,
     need_files,
-    unpack_again,
 )
 from kdep_bench.errors import KdepError, first_of
 from kdep_bench.files import plain_text
 
 FOLDER = "dtd"
-_UNPACK_AGAIN = unpack_again("dtd")
+_UNPACK_AGAIN = how_to_unpack_again("dtd")
 SPLITS = ("train1", "val1", "test1")
 
 

@@ -28,9 +28,9 @@ from kdep_bench.data.official.archives import Archive, Progress
 from kdep_bench.data.official.base import (
     OfficialSet,
     decode_some,
+    how_to_unpack_again,
     need_dir,
     need_files,
-    unpack_again,
 )
 from kdep_bench.data.official.cityscapes import files_of
 from kdep_bench.data.user_json import read_user_json
@@ -104,7 +104,7 @@ def convert(folder: Path, progress: Progress) -> None:
             raise KdepError(
                 f"the folder {folder / 'gtFine' / split} contains no mask *{INSTANCES}",
                 expected="the files of gtFine_trainvaltest.zip",
-                fix=unpack_again("foggy_cityscapes"),
+                fix=how_to_unpack_again("foggy_cityscapes"),
             )
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
@@ -132,13 +132,13 @@ def _read_mask(path: Path) -> np.ndarray:
         raise KdepError(
             f"the mask {path} cannot be read ({e})",
             expected="a PNG of gtFine_trainvaltest.zip",
-            fix=unpack_again("foggy_cityscapes"),
+            fix=how_to_unpack_again("foggy_cityscapes"),
         ) from None
     if ids.ndim != 2 or ids.dtype == np.uint8:
         raise KdepError(
             f"the mask {path} has {ids.ndim} dimensions of {ids.dtype}",
             expected="a grey image of 16 bits with instance ids",
-            fix=unpack_again("foggy_cityscapes"),
+            fix=how_to_unpack_again("foggy_cityscapes"),
         )
     return ids
 
@@ -168,7 +168,7 @@ def verify(folder: Path, n_decoded: int | None) -> dict[str, int]:
                 f"{annotation_file(folder, 'clear', split)} has {counts[f'{split}_clear_images']} "
                 f"images, but gtFine/{split} has {count} masks",
                 expected="one image per mask",
-                fix=unpack_again("foggy_cityscapes"),
+                fix=how_to_unpack_again("foggy_cityscapes"),
             )
     return counts
 

@@ -30,10 +30,10 @@ from kdep_bench.data.official.archives import (
 from kdep_bench.data.official.base import (
     OfficialSet,
     decode_some,
+    how_to_unpack_again,
     lines,
     need_dir,
     need_file,
-    unpack_again,
 )
 from kdep_bench.errors import KdepError
 from kdep_bench.files import plain_text, write_atomic
@@ -43,7 +43,7 @@ _TORCHVISION = "torchvision 0.29.1, datasets/imagenet.py"
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _WNID = re.compile(r"n\d{8}")
-_UNPACK_AGAIN = unpack_again("imagenet")
+_UNPACK_AGAIN = how_to_unpack_again("imagenet")
 #: Made-up wnids of the tiny copy (real ones begin with n0 or n1).
 TINY_WNIDS = tuple(f"n9000000{i}" for i in range(4))
 TINY_IMAGES = 24  # per class

@@ -22,11 +22,11 @@ from kdep_bench.data.official.archives import Archive, Progress, unpack
 from kdep_bench.data.official.base import (
     OfficialSet,
     decode_some,
+    how_to_unpack_again,
     lines,
     need_dir,
     need_file,
     need_files,
-    unpack_again,
 )
 from kdep_bench.errors import KdepError, first_of
 from kdep_bench.files import write_atomic
@@ -44,7 +44,7 @@ _HOMEPAGE = "http://host.robots.ox.ac.uk/pascal/VOC/"
 _TORCHVISION = "torchvision 0.29.1, datasets/voc.py"
 _SBD_HOMEPAGE = "http://home.bharathh.info/pubs/codes/SBD/download.html"
 _BENCHMARK = "benchmark.tgz"
-_UNPACK_AGAIN = unpack_again("voc")
+_UNPACK_AGAIN = how_to_unpack_again("voc")
 
 
 def lay_out(folder: Path, archives: Mapping[str, Path], progress: Progress) -> None:
