@@ -217,7 +217,7 @@ class SgvaClip(Probe):
 
     def measure(self, data: Inputs) -> Measured:
         train, val, test = (data.splits[s] for s in self.splits)
-        x, classes = unit(train.after), np.unique(train.labels)
+        x, classes = unit(train.post_activation), np.unique(train.labels)
         values: dict[str, Value] = {}
         notes = []
         for n_done, shots in enumerate(self.numbers):
@@ -255,7 +255,7 @@ class SgvaClip(Probe):
 
         `adapters`: None for the prototypes of the features alone.
         """
-        query = torch.from_numpy(unit(split.after)).float().expand(len(x_END), -1, -1)
+        query = torch.from_numpy(unit(split.post_activation)).float().expand(len(x_END), -1, -1)
         logits = torch.bmm(query, prototypes(x_END, member_ENC).mT)
         if adapters is not None:
             adapted = prototypes(adapters(x_END), member_ENC)

@@ -117,7 +117,7 @@ class SgvaClipText(Probe):
 
     def measure(self, data: Inputs) -> Measured:
         train = data.teacher_splits["train"]
-        x, classes = unit(train.after), np.unique(train.labels)
+        x, classes = unit(train.post_activation), np.unique(train.labels)
         text = TextClassifier(self.embeddings, [train.classes[c] for c in classes], x.shape[1])
         val, test = (_queries(data.teacher_splits[s], classes, text) for s in ("val", "test"))
         values = {"top1, 0 per class": _text_top1(test)}
@@ -172,7 +172,7 @@ class Queries(NamedTuple):
 
 
 def _queries(images: Features, classes: np.ndarray, text: TextClassifier) -> Queries:
-    unit_1MD = torch.from_numpy(unit(images.after)).float()[None]
+    unit_1MD = torch.from_numpy(unit(images.post_activation)).float()[None]
     return Queries(images, classes, unit_1MD, text(unit_1MD))
 
 

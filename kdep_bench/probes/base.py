@@ -37,19 +37,19 @@ class Features:
     """Features of N images, pooled over the last map.
 
     Attributes:
-        after: [N, D] float32, after the last activation; the input of a classifier.
-        before: [N, D] float32, before the last activation; the feature that KDEP trains.
+        post_activation: [N, D] float32, after the last activation; the input of a classifier.
+        pre_activation: [N, D] float32, before the last activation; the feature that KDEP trains.
         labels: [N] class numbers; all -1 if the images have no labels.
         classes: class names, by class number.
     """
 
-    after: np.ndarray
-    before: np.ndarray
+    post_activation: np.ndarray
+    pre_activation: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.after)
+        return len(self.post_activation)
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,12 @@ class Inputs:
         maps: {split: feature maps and masks of its images}.
         pool: features of pre-training images.
         teacher: [N, D] the teacher's features of the images of `pool`.
-        teacher_splits: {split: the teacher's features of its images}; `before` equals `after`.
+        teacher_splits: {split: the teacher's features of its images}; `pre_activation` and
+            `post_activation` are equal.
         images: function that yields the images of a split, in the order of its features, as
             [B, px, px, 3] uint8 RGB.
-        extract: function from such images to their features (before, after), each [B, D] float32.
+        extract: function from such images to their features (pre_activation, post_activation), each
+            [B, D] float32.
         network: the backbone, in evaluation mode on the CPU.
         input_px: height and width of its images.
         progress: called with (done, total, note).

@@ -69,7 +69,7 @@ class Calibration(Probe):
         linear = fit(train, val, self.c_grid, self.max_iter)
         classes = linear.model.classes_
         p_NC = np.zeros((len(test), int(max(classes.max(), test.labels.max())) + 1))
-        p_NC[:, classes] = linear.model.predict_proba(test.after.astype(np.float64))
+        p_NC[:, classes] = linear.model.predict_proba(test.post_activation.astype(np.float64))
         truth = np.eye(p_NC.shape[1])[test.labels]
         values = {
             "ECE": Value(calibration_error(p_NC, test.labels, self.bins), "smaller", True),

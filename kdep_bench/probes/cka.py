@@ -77,8 +77,8 @@ class Cka(Probe):
         assert data.teacher is not None
         return Measured(
             {
-                "CKA before activation": Value(linear_cka(data.pool.before, data.teacher)),
-                "CKA": Value(linear_cka(data.pool.after, data.teacher)),
+                "CKA before activation": Value(linear_cka(data.pool.pre_activation, data.teacher)),
+                "CKA": Value(linear_cka(data.pool.post_activation, data.teacher)),
             },
             (f"{len(data.pool)} images",),
         )

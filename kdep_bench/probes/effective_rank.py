@@ -55,20 +55,23 @@ class EffectiveRank(Probe):
 
     def measure(self, data: Inputs) -> Measured:
         test = data.splits["test"]
-        if len(test) <= test.after.shape[1]:
+        dimensions = test.post_activation.shape[1]
+        if len(test) <= dimensions:
             raise KdepError(
-                f"the effective rank of a feature with {test.after.shape[1]} dimensions cannot be "
-                f"measured from {len(test)} test images",
+                f"the effective rank of a feature with {dimensions} dimensions cannot be measured "
+                f"from {len(test)} test images",
                 expected="more images than dimensions",
                 fix="add test images, or remove the probe from the suite",
             )
-        s, s_before = singular_values(test.after), singular_values(test.before)
+        s, s_before = singular_values(test.post_activation), singular_values(test.pre_activation)
         return Measured(
             {
                 "effective rank": Value(effective_rank(s)),
                 "participation ratio": Value(participation_ratio(s)),
                 "dead dimensions": Value(
-                    dead_fraction(test.after, self.dead_below), better="smaller", percent=True
+                    dead_fraction(test.post_activation, self.dead_below),
+                    better="smaller",
+                    percent=True,
                 ),
                 "effective rank before activation": Value(effective_rank(s_before)),
                 "participation ratio before activation": Value(participation_ratio(s_before)),

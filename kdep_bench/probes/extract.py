@@ -297,6 +297,7 @@ def open_features(folder: Path) -> dict[str, Features]:
     features = {}
     for name in listing["splits"]:
         with np.load(folder / f"{name}.npz") as stored:
-            parts = {k: stored[k] for k in ("before", "after", "labels")}
-        features[name] = Features(**parts, classes=tuple(listing["classes"]))
+            features[name] = Features(
+                stored["after"], stored["before"], stored["labels"], tuple(listing["classes"])
+            )
     return features

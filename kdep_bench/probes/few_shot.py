@@ -65,7 +65,11 @@ class FewShot(Probe):
 
     def measure(self, data: Inputs) -> Measured:
         train, val, test = (data.splits[s] for s in self.splits)
-        x, val_x, test_x = unit(train.after), unit(val.after), unit(test.after)
+        x, val_x, test_x = (
+            unit(train.post_activation),
+            unit(val.post_activation),
+            unit(test.post_activation),
+        )
         values: dict[str, Value] = {}
         notes = []
         for n_done, shots in enumerate(self.numbers):

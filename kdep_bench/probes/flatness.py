@@ -78,7 +78,7 @@ class Flatness(Probe):
         assert data.network is not None
         train = data.splits["train"]
         classifier = logistic(self.c, self.max_iter)
-        classifier.fit(train.after.astype(np.float64), train.labels)
+        classifier.fit(train.post_activation.astype(np.float64), train.labels)
         pixels, labels = _images(data, train, self.images)
         loss = _curvature(data.network, classifier, pixels, labels)
         at_weights, generator = loss.loss(), torch.Generator().manual_seed(0)

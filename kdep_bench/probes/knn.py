@@ -25,11 +25,11 @@ def votes(bank: Features, queries: Features, ks: Sequence[int], T: float) -> dic
         {k: [N, classes]}: for every class, the sum of exp((cosine - 1) / T) over those of the k
         nearest images that have this class. Images at equal distance are in the order of the bank.
     """
-    bank_features = unit(bank.after)
+    bank_features = unit(bank.post_activation)
     n_classes = len(bank.classes) or int(bank.labels.max()) + 1
     votes_by_k = {k: np.zeros((len(queries), n_classes)) for k in ks}
     for start in range(0, len(queries), ROWS):
-        cosine = unit(queries.after[start : start + ROWS]) @ bank_features.T
+        cosine = unit(queries.post_activation[start : start + ROWS]) @ bank_features.T
         nearest = np.argsort(-cosine, axis=1, kind="stable")[:, : max(ks)]
         # Subtracting 1 avoids overflow and changes no comparison of classes.
         weight = np.exp((np.take_along_axis(cosine, nearest, 1) - 1) / T)

@@ -43,10 +43,10 @@ def fit(train: Features, val: Features, c_grid: Sequence[float], max_iter: int) 
     task `LinearProbe` with protocol='split' and train_share=1.
     """
     best: Linear | None = None
-    x, y = train.after.astype("float64"), train.labels
+    x, y = train.post_activation.astype("float64"), train.labels
     for c in sorted(c_grid):
         model = logistic(c, max_iter).fit(x, y)
-        score = float(model.score(val.after.astype("float64"), val.labels))
+        score = float(model.score(val.post_activation.astype("float64"), val.labels))
         if best is None or score > best.val:
             best = Linear(model, c, score)
     assert best is not None

@@ -56,7 +56,7 @@ class OtherDomain(Probe):
         k, k_note = self._neighbours(train, val)
         values: dict[str, Value] = {}
         targets: dict[str, list[Value]] = defaultdict(list)
-        features = {SOURCE: test.after, **self._target_features(data, test)}
+        features = {SOURCE: test.post_activation, **self._target_features(data, test)}
         for domain, after in features.items():
             queries = Features(after, after, test.labels, test.classes)
             predicted = {

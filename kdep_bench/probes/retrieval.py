@@ -56,7 +56,7 @@ class Retrieval(Probe):
                 "suite",
             )
         shuffled = np.random.default_rng(0).permutation(len(test))
-        x, y = unit(test.after)[shuffled], test.labels[shuffled]
+        x, y = unit(test.post_activation)[shuffled], test.labels[shuffled]
         precisions, hits = [], dict.fromkeys(self.ranks, 0)
         for i in range(len(x)):
             is_other = np.arange(len(x)) != i

@@ -56,7 +56,7 @@ class Robustness(Probe):
         assert data.extract is not None
         train, val, test = (data.splits[s] for s in self.splits)
         linear = fit(train, val, self.c_grid, self.max_iter)
-        clean = top1(test.labels, linear.model.predict(test.after.astype(np.float64)))
+        clean = top1(test.labels, linear.model.predict(test.post_activation.astype(np.float64)))
         n_correct: dict[tuple[str, int], int] = defaultdict(int)
         start = 0
         for batch in data.images("test"):

@@ -130,15 +130,17 @@ class TeacherFeatures(Probe):
     def measure(self, data: Inputs) -> Measured:
         assert data.pool is not None
         assert data.teacher is not None
-        student_width = data.pool.before.shape[1]
+        student_width = data.pool.pre_activation.shape[1]
         values = {k: Value(v) for k, v in spread(data.teacher, student_width).items()}
         train, val, test = (data.teacher_splits[s] for s in self.splits)
         check_classes(train)
         classifier = linear.fit(train, val, self.c_grid, self.max_iter)
-        predicted = classifier.model.predict(test.after.astype("float64"))
-        values["within-class variance"] = Value(within_class_variance(train.after, train.labels))
+        predicted = classifier.model.predict(test.post_activation.astype("float64"))
+        values["within-class variance"] = Value(
+            within_class_variance(train.post_activation, train.labels)
+        )
         values[ACCURACY] = top1(test.labels, predicted)
-        cka = linear_cka(data.pool.before, data.teacher)
+        cka = linear_cka(data.pool.pre_activation, data.teacher)
         values["CKA with the student"] = Value(cka)
         return Measured(values, (f"{len(data.pool)} images", classifier.note))
 

@@ -156,7 +156,7 @@ def test_features_and_labels_do_not_change_and_a_collapsed_backbone_is_at_chance
         "top1, 4 per class, no adapter",
     ]
     assert {v.value for v in values.values()} == {0.25}
-    assert (constant.after == 1).all()
+    assert (constant.post_activation == 1).all()
     np.testing.assert_array_equal(constant.labels, np.repeat(np.arange(4), 10))
 
 
@@ -164,7 +164,7 @@ def test_shuffled_labels_give_chance():
     data = splits()
     train = data.splits["train"]
     shuffled = np.random.default_rng(0).permutation(train.labels)
-    wrong = Features(train.before, train.after, shuffled, train.classes)
+    wrong = Features(train.pre_activation, train.post_activation, shuffled, train.classes)
     probe = SgvaClip(shots=[16], draws=4, steps=20)
     value = probe.measure(Inputs({**data.splits, "train": wrong})).values["top1, 16 per class"]
     assert value.value < 0.4
@@ -174,7 +174,9 @@ def test_shuffled_labels_give_chance():
 def test_the_learning_rate_is_chosen_on_val_whatever_the_test_labels_are():
     data = splits()
     test = data.splits["test"]
-    wrong = Features(test.before, test.after, test.labels[::-1].copy(), test.classes)
+    wrong = Features(
+        test.pre_activation, test.post_activation, test.labels[::-1].copy(), test.classes
+    )
     data = Inputs({**data.splits, "test": wrong})
     options = {"shots": [16], "draws": 2, "steps": 60}
     low, high = (SgvaClip(**options, rates=[rate]).measure(data) for rate in (1e-9, 3.5e-3))

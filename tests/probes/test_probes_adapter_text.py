@@ -112,7 +112,7 @@ def run_stage(root: Path, text: str) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     for seed, split in enumerate(("train", "val", "test")):
         f = separable(seed)
-        extract._save(folder, split, f.before, f.after, f.labels)
+        extract._save(folder, split, f.pre_activation, f.post_activation, f.labels)
     write_json(
         folder / extract.LISTING, {"classes": NAMES, "splits": {"train": 80, "val": 80, "test": 80}}
     )
@@ -181,7 +181,7 @@ def test_the_projection_of_a_timm_clip_gives_the_embedding_of_that_network(tmp_p
     projection = head.weight.detach().numpy().T
     file = write_texts(tmp_path / "t.npz", text, projection=projection)
     classifier = TextClassifier(read_text_embeddings(file), list(NAMES), teacher.width)
-    x = torch.from_numpy(unit(splits["test"].after))[None]
+    x = torch.from_numpy(unit(splits["test"].post_activation))[None]
     expected = unit(embeddings["test"]) @ unit(text).T
     np.testing.assert_allclose(classifier(x)[0].numpy(), expected, atol=1e-5)
     values = SgvaClipText(text=file, **SHORT).measure(Inputs(teacher_splits=splits)).values

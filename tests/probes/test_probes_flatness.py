@@ -125,7 +125,7 @@ def reference(net: tiny.TinyNet) -> tuple[np.ndarray, Any, Tensor]:
     data = inputs(net)
     train = data.splits["train"]
     model: Any = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=500))
-    model.fit(train.after.astype(np.float64), train.labels)
+    model.fit(train.post_activation.astype(np.float64), train.labels)
     scaler, logistic = model[0], model[1]
     names = [name for name, _ in net.named_parameters()]
     shapes = [p.shape for p in net.parameters()]

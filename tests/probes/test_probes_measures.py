@@ -85,8 +85,10 @@ def test_knn_equals_scikit_learn(k: int):
     bank, queries = clusters(200, noise=0.5, seed=0), clusters(120, noise=0.5, seed=1)
     weights: Any = lambda d: np.exp(-d / 0.07)  # noqa: E731, scikit-learn's stub allows only a string
     reference = KNeighborsClassifier(k, weights=weights, metric="cosine", algorithm="brute")
-    reference.fit(bank.after, bank.labels)
-    assert (votes(bank, queries, [k], 0.07)[k].argmax(1) == reference.predict(queries.after)).all()
+    reference.fit(bank.post_activation, bank.labels)
+    assert (
+        votes(bank, queries, [k], 0.07)[k].argmax(1) == reference.predict(queries.post_activation)
+    ).all()
 
 
 def test_k_is_chosen_on_val_and_never_on_test():
@@ -212,7 +214,9 @@ def test_calibration_of_an_overconfident_and_of_a_collapsed_backbone():
     assert values["Brier"].value == pytest.approx(0.75, abs=1e-6)
     assert values["top1"].value == 0.25
     separated = three_splits()
-    shifted = features(separated.splits["test"].after, (separated.splits["test"].labels + 1) % 4)
+    shifted = features(
+        separated.splits["test"].post_activation, (separated.splits["test"].labels + 1) % 4
+    )
     values_when_wrong = (
         Calibration(c_grid=[1.0]).measure(Inputs({**separated.splits, "test": shifted})).values
     )
@@ -226,7 +230,9 @@ def test_probabilities_belong_to_their_class_where_the_training_split_lacks_one(
     """scikit-learn has no column for a class without training images."""
     separated = three_splits()
     kept = separated.splits["train"].labels != 1
-    train = features(separated.splits["train"].after[kept], separated.splits["train"].labels[kept])
+    train = features(
+        separated.splits["train"].post_activation[kept], separated.splits["train"].labels[kept]
+    )
     values = Calibration(c_grid=[1.0]).measure(Inputs({**separated.splits, "train": train})).values
     assert values["top1"].value == pytest.approx(0.75)
 
@@ -326,7 +332,7 @@ def test_cka_refuses_a_collapsed_feature_instead_of_dividing_by_zero():
 def test_the_cka_probe_compares_each_feature_with_the_teacher():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 200, 4)).astype(np.float32)
-    pool = Features(after=y, before=x, labels=np.full(200, -1))
+    pool = Features(post_activation=y, pre_activation=x, labels=np.full(200, -1))
     values = Cka(rows=200).measure(Inputs(pool=pool, teacher=2 * x)).values
     assert values["CKA before activation"].value == pytest.approx(1)
     assert abs(values["CKA"].value) < 0.1

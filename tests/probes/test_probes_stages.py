@@ -190,7 +190,7 @@ def test_features_equal_those_of_the_linear_probe_task(results):
     """Another resizing, channel order or normalisation would give other features."""
     x, y = results["task_features"]
     test = results["features"]["test"]
-    np.testing.assert_allclose(test.after, x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(test.post_activation, x, rtol=1e-4, atol=1e-5)
     assert (test.labels == y).all()
     assert len(test.classes) == 8
     assert test.classes[test.labels[0]] == "bird"
@@ -200,8 +200,8 @@ def test_a_teacher_s_features_of_class_folders_are_those_of_the_teacher(results)
     """Another channel order, normalisation or order of images would give other features."""
     stored, direct, outputs = results["teacher"]
     # The two decoders of JPEG differ by a few grey levels.
-    assert np.corrcoef(stored.after.ravel(), direct.ravel())[0, 1] > 0.999
-    np.testing.assert_array_equal(stored.after, stored.before)
+    assert np.corrcoef(stored.post_activation.ravel(), direct.ravel())[0, 1] > 0.999
+    np.testing.assert_array_equal(stored.post_activation, stored.pre_activation)
     assert stored.labels.tolist() == sorted(stored.labels.tolist())
     assert outputs["forwards"] == len(direct) == 40
     assert (outputs["width"], outputs["teacher"]["name"]) == (1280, "lite0")
@@ -209,9 +209,9 @@ def test_a_teacher_s_features_of_class_folders_are_those_of_the_teacher(results)
 
 def test_the_stored_feature_before_the_activation_has_negative_values(results):
     test = results["features"]["test"]
-    assert (test.after >= 0).all()
-    assert (test.before < 0).any()
-    assert (test.before <= test.after + 1e-6).all()
+    assert (test.post_activation >= 0).all()
+    assert (test.pre_activation < 0).any()
+    assert (test.pre_activation <= test.post_activation + 1e-6).all()
 
 
 def test_the_cost_of_the_extraction_is_in_its_outputs(results):
@@ -228,8 +228,8 @@ def test_pool_features_belong_to_the_same_views_as_the_teacher_s_features(result
     assert len(set(rows)) == 30
     assert (rows % 2 == 0).all()  # the first of two views
     before, after = results["all"]
-    np.testing.assert_allclose(results["pool"].before, before[rows], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(results["pool"].after, after[rows], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(results["pool"].pre_activation, before[rows], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(results["pool"].post_activation, after[rows], rtol=1e-4, atol=1e-5)
     assert results["cka"]["values"]["CKA before activation"]["value"] == pytest.approx(1, abs=1e-3)
 
 

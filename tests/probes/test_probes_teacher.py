@@ -118,7 +118,7 @@ def test_the_probe_measures_everything_that_claims_and_reports_read():
     # A linear probe that is fitted on shuffled labels is not accurate.
     shuffled = inputs().teacher_splits["train"]
     labels = np.random.default_rng(3).permutation(shuffled.labels)
-    split = Features(shuffled.after, shuffled.before, labels, shuffled.classes)
+    split = Features(shuffled.post_activation, shuffled.pre_activation, labels, shuffled.classes)
     splits = {"train": split, "val": split, "test": inputs().teacher_splits["test"]}
     chance = TeacherFeatures(rows=60).measure(inputs(teacher_splits=splits))
     assert chance.values[ACCURACY].value < 0.8
@@ -126,7 +126,7 @@ def test_the_probe_measures_everything_that_claims_and_reports_read():
 
 def test_images_of_one_class_and_teacher_suite_are_refused():
     split = inputs().teacher_splits["train"]
-    constant = Features(split.after, split.before, np.zeros(60, int), ("a",))
+    constant = Features(split.post_activation, split.pre_activation, np.zeros(60, int), ("a",))
     splits = dict.fromkeys(("train", "val", "test"), constant)
     with pytest.raises(KdepError, match="have one class"):
         TeacherFeatures(rows=60).measure(inputs(teacher_splits=splits))
