@@ -49,7 +49,7 @@ def test_faults_cover_seven_kinds_and_each_changes_exactly_one_line() -> None:
 
 
 def test_a_missing_or_repeated_line_is_an_error_with_its_location(tmp_path: Path) -> None:
-    """It must not be skipped and counted as noticed."""
+    """The fault must not be skipped and counted as noticed."""
     (tmp_path / "kdep_bench").mkdir()
     (tmp_path / "kdep_bench/a.py").write_text("x = 1\ny = 2\n")
     (tmp_path / "kdep_bench/moved.py").write_text("z = 3\n")

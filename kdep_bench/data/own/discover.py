@@ -199,8 +199,8 @@ def _one_data_set(candidates: Sequence[tuple[str, Path, Any]], parts: Discovery)
     """Chooses the candidates that belong to one data set; the others are listed in the notes.
 
     Candidates belong together if their paths are equal after the names of splits are removed. The
-    first such group with a training split and another split is chosen. If there is none, the first
-    candidate of each split is chosen.
+    first such group with a training split and another split is chosen. Without such a
+    group, the first candidate of each split is chosen.
 
     Args:
         candidates: (split, its file or folder, the value to return).

@@ -70,7 +70,7 @@ class Ablation:
         """Factor -> (the level to take, its contrast with the first level).
 
         The level to take is the one with the largest mean difference among those significantly
-        better than the first level. If there is none, it is the first level, with None.
+        better than the first level. If no level is better, it is the first level, with None.
         """
         chosen: dict[str, tuple[str, Contrast | None]] = {}
         for c in self.contrasts:
