@@ -27,10 +27,10 @@ of the texts (512). Leave it out for a teacher whose feature is in that space.
 Source       Peng et al., TMM 2023; FannierPeng/SgVA-CLIP main.py (loss newi2i+kd+i2t, test head
              Fuse_af), models/coop_4.py, models/classification_heads_4.py.
 Differs      The prompt is not trained, because only its embeddings are given, so the third term of
-             the loss is constant. Images are not augmented, because features are extracted once;
-             an image is left out of the image prototype that classifies it in training. The
-             authors' adapter reads the embedding times the pseudo-inverse of the projection; here
-             it reads the feature itself.
+             the loss is constant; the probe `sgva_clip_prompt` trains it. Images are not augmented,
+             because features are extracted once; an image is left out of the image prototype that
+             classifies it in training. The authors' adapter reads the embedding times the
+             pseudo-inverse of the projection; here it reads the feature itself.
 Defaults     Of the authors: 100 steps (their epochs), momentum 0.9, weight decay 5e-4, hidden width
              half the feature, alpha 0.5, temperature 5, scale 100 (CLIP). Their learning rate
              depends on data and shots, 5e-4 to 3.5e-3, and their weight of the adapted classifier

@@ -15,7 +15,7 @@ from kdep_bench.data.content import Catalogue, Source, all_of, one_file
 from kdep_bench.data.listing import shown
 from kdep_bench.errors import KdepError
 
-PATHS = ("weights", "text")  # keys whose values are paths, also without a "/"
+PATHS = ("weights", "text", "text_model")  # keys whose values are paths, also without a "/"
 CONTENT = "content"  # added to the config: {config key of a path: SHA-256 of the file}
 
 Config = Mapping[str, Any]

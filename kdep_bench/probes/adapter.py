@@ -10,7 +10,7 @@ FannierPeng/SgVA-CLIP `main.py` (loss newi2i+kd2+i2t), `models/coop_4.py` (Weigh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -113,7 +113,7 @@ def train_adapters(
     member_ENC: Tensor,
     seeds: Sequence[int],
     recipe: Recipe,
-    text: Callable[[Tensor], Tensor] | None = None,
+    texts: Iterable[Callable[[Tensor], Tensor]] | None = None,
 ) -> Adapters:
     """Trains one adapter for each draw, on all images of the draw; the features do not change.
 
@@ -122,18 +122,17 @@ def train_adapters(
         member_ENC: 1 where an image has the class.
         seeds: the E seeds of the initial weights.
         recipe: settings.
-        text: [E, N, D] unit features -> [E, N, C] cosines with the texts of the classes. It is the
-            guide, for features with and without adapter; None: the prototypes are.
+        texts: for each step, [E, N, D] unit features -> [E, N, C] cosines with the texts of the
+            classes. It is the guide, for features with and without adapter; None: the prototypes
+            are.
 
     Raises:
         KdepError: a loss that is not finite.
     """
     adapters = Adapters(seeds, x_END.shape[2])
     label_EN, guided = member_ENC.argmax(2), None
-    if text is None:
-        guide = training_logits(x_END, member_ENC, recipe.scale)
-    else:
-        guide = recipe.scale * text(x_END)
+    guide = training_logits(x_END, member_ENC, recipe.scale)
+    text_of_step = None if texts is None else iter(texts)
     optimizer = torch.optim.SGD(
         adapters.parameters(), lr=recipe.rate, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
@@ -141,8 +140,9 @@ def train_adapters(
     for _ in range(recipe.steps):
         adapted = adapters(x_END)
         logits = training_logits(adapted, member_ENC, recipe.scale)
-        if text is not None:
-            guided = recipe.scale * text(adapted)
+        if text_of_step is not None:
+            text = next(text_of_step)
+            guide, guided = (recipe.scale * text(v) for v in (x_END, adapted))
         terms = adapter_loss(logits, guide, label_EN, recipe.temperature, guided)
         loss = sum(terms.values(), torch.zeros(())).mean(1).sum()  # draws do not share parameters
         if not math.isfinite(loss.item()):

@@ -16,6 +16,8 @@ Source: Peng et al.; FannierPeng/SgVA-CLIP `main.py` (loss newi2i+kd+i2t, test h
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +36,8 @@ from kdep_bench.probes.adapter import (
 )
 from kdep_bench.probes.base import Features, Inputs, Measured, Probe, Value, top1, unit
 from kdep_bench.probes.text import TextEmbeddings, read_text_embeddings
+
+TEXTS = "the text embeddings"  # what a note calls the user's file
 
 
 class TextClassifier:
@@ -57,9 +61,17 @@ class TextClassifier:
 
     def __call__(self, x_END: Tensor) -> Tensor:
         """[E, N, D] unit features -> [E, N, C] cosines."""
-        if self.projection_DT is not None:
-            x_END = F.normalize(x_END @ self.projection_DT.to(x_END), dim=2)
-        return x_END @ self.text_CT.to(x_END).T
+        return cosines(x_END, self.text_CT, self.projection_DT)
+
+
+def cosines(x_END: Tensor, text: Tensor, projection_DT: Tensor | None) -> Tensor:
+    """[E, N, D] unit features -> [E, N, C] cosines with texts [C, T] or [E, C, T] of unit length.
+
+    `projection_DT`: projection of the vision tower; None: the features are in the space of texts.
+    """
+    if projection_DT is not None:
+        x_END = F.normalize(x_END @ projection_DT.to(x_END), dim=2)
+    return x_END @ text.to(x_END).mT
 
 
 class SgvaClipText(Probe):
@@ -74,8 +86,9 @@ class SgvaClipText(Probe):
     which are those of the probe `few_shot`. The learning rate and the weight of the sum are chosen
     for each K on the validation split.
 
-    SgVA-CLIP also trains a prompt, which changes t_c; it needs the text encoder. Without it, the
-    third term of its loss (cross-entropy of the text classifier with the labels) is constant. The
+    SgVA-CLIP also trains a prompt, which changes t_c; it needs the text encoder, with which
+    `SgvaClipPrompt` trains it. Without a prompt, the third term of the loss (cross-entropy of the
+    text classifier with the labels) is constant. The
     ReLU after the authors' adapter is left out, because the features of transformers have negative
     values. a(v) P is divided by its norm, which the authors' code leaves out: so an adapter that
     returns its input gives the distribution of the text classifier.
@@ -119,23 +132,25 @@ class SgvaClipText(Probe):
         train = data.teacher_splits["train"]
         x, classes = unit(train.post_activation), np.unique(train.labels)
         text = TextClassifier(self.embeddings, [train.classes[c] for c in classes], x.shape[1])
-        val, test = (_queries(data.teacher_splits[s], classes, text) for s in ("val", "test"))
-        values = {"top1, 0 per class": _text_top1(test)}
-        notes = [_text_note(_text_top1(val))]
+        val, test = (queries(data.teacher_splits[s], classes, text) for s in ("val", "test"))
+        values = {"top1, 0 per class": text_top1(test)}
+        notes = [text_note(text_top1(val))]
         for n_done, shots in enumerate(self.numbers):
             data.progress(n_done, len(self.numbers), f"{shots} images per class")
             x_END, member_ENC = drawn_images(x, train.labels, shots, self.draws)
             best: tuple[float, float, Recipe, Adapters] | None = None
             for recipe in self.recipes:
-                adapters = train_adapters(x_END, member_ENC, range(self.draws), recipe, text)
-                logits = _adapted_logits(adapters, x_END, member_ENC, val)
+                adapters = train_adapters(
+                    x_END, member_ENC, range(self.draws), recipe, repeat(text)
+                )
+                logits = adapted_logits(adapters, x_END, member_ENC, val)
                 for w in self.fusion:
                     score = mean_top1(val.fused(w, logits), val.images).value
                     if best is None or score > best[0]:
                         best = score, w, recipe, adapters
             assert best is not None
             score, w, recipe, adapters = best
-            logits = _adapted_logits(adapters, x_END, member_ENC, test)
+            logits = adapted_logits(adapters, x_END, member_ENC, test)
             fused = test.fused(w, logits)
             values[f"top1, {shots} per class"] = mean_top1(fused, test.images)
             alone = mean_top1(test.fused(1.0, logits), test.images)
@@ -157,7 +172,7 @@ class Queries(NamedTuple):
         images: their features and labels.
         classes: [C] class numbers.
         unit_1MD: unit features.
-        text_1MC: cosines with the texts of the classes.
+        text_1MC: cosines with the texts of the classes; [E, M, C] if each draw has its texts.
     """
 
     images: Features
@@ -171,18 +186,19 @@ class Queries(NamedTuple):
         return self.classes[logits.argmax(2).numpy()]
 
 
-def _queries(images: Features, classes: np.ndarray, text: TextClassifier) -> Queries:
+def queries(images: Features, classes: np.ndarray, text: Callable[[Tensor], Tensor]) -> Queries:
+    """The images of a split, with their cosines with the texts."""
     unit_1MD = torch.from_numpy(unit(images.post_activation)).float()[None]
     return Queries(images, classes, unit_1MD, text(unit_1MD))
 
 
-def _text_top1(queries: Queries) -> Value:
+def text_top1(queries: Queries) -> Value:
     """Accuracy of the text classifier alone."""
     return top1(queries.images.labels, queries.classes[queries.text_1MC[0].argmax(1).numpy()])
 
 
 @torch.no_grad()
-def _adapted_logits(
+def adapted_logits(
     adapters: Adapters, x_END: Tensor, member_ENC: Tensor, queries: Queries
 ) -> Tensor:
     """[E, M, C] cosines of the adapted features with each draw's adapted prototypes."""
@@ -190,12 +206,13 @@ def _adapted_logits(
     return torch.bmm(adapted, prototypes(adapters(x_END), member_ENC).mT)
 
 
-def _text_note(val: Value) -> str:
-    """A note on the accuracy of the texts alone on the validation split."""
+def text_note(val: Value, source: str = TEXTS) -> str:
+    """A note on the accuracy of the texts alone on the validation split.
+
+    `source` is what the note calls their origin.
+    """
     note = f"0 per class: {val.value:.4f} on val"
     if val.chance is not None and val.value <= val.chance:
-        note += (
-            ", not above chance: the text embeddings may belong to another vision-language model, "
-            "or `classes` may have another order than `text`"
-        )
+        note += f", not above chance: {source} may belong to another vision-language model"
+        note += ", or `classes` may have another order than `text`" if source == TEXTS else ""
     return note

@@ -117,6 +117,8 @@ class Probe(ABC):
         splits: splits that it reads, with "classes", "masks" or "teacher_classes" in `reads`.
         shots_argument: name of the argument with numbers of training images per class, or "".
         text_argument: name of the argument with a file of text embeddings (see `text`), or "".
+        text_model_argument: name of the argument with the folder of a CLIP (see `clip_folder`), or
+            "".
         more_images_than_width: whether the test split must have more images than the feature has
             dimensions.
         only_with_teacher: whether methods without a teacher, or with several, are left out.
@@ -126,6 +128,7 @@ class Probe(ABC):
     splits: ClassVar[tuple[str, ...]] = ()
     shots_argument: ClassVar[str] = ""
     text_argument: ClassVar[str] = ""
+    text_model_argument: ClassVar[str] = ""
     more_images_than_width: ClassVar[bool] = False
     only_with_teacher: ClassVar[bool] = False
 

@@ -217,10 +217,12 @@ def check_probe_teacher(suite: Suite, student: Json, method: Json, probe: Json) 
 
 
 def check_probe_text(teacher: Json | None, probe: Json) -> None:
-    """Raises KdepError if a probe's text embeddings cannot be compared with a teacher's feature."""
-    argument = class_value(probe["type"], "text_argument")
-    if not argument or teacher is None:
+    """Raises KdepError if a probe's texts cannot be compared with a teacher's feature."""
+    embeddings = class_value(probe["type"], "text_argument")
+    model = class_value(probe["type"], "text_model_argument")
+    if not (embeddings or model) or teacher is None:
         return
+    from kdep_bench.probes.clip_folder import read_clip_folder
     from kdep_bench.probes.text import read_text_embeddings
 
     name = repr(teacher.get("name"))
@@ -230,9 +232,16 @@ def check_probe_text(teacher: Json | None, probe: Json) -> None:
             "returns class probabilities only",
             fix="choose another teacher, or remove the probe",
         )
-    embeddings, width = read_text_embeddings(probe.get(argument)), teacher_width(teacher)
+    if embeddings:
+        texts = read_text_embeddings(probe.get(embeddings))
+    else:
+        texts = read_clip_folder(probe.get(model))
+        words = probe.get("words")
+        shortest = probe["context"] if words is None else len(words.split())
+        texts.check_length(shortest + 1, "the prompt")  # the final "." is a token
+    width = teacher_width(teacher)
     if width is not None:
-        embeddings.check_width(width, f"the teacher {name}")
+        texts.check_width(width, f"the teacher {name}")
 
 
 def check_probed(probes: Sequence[Json], runs: Sequence[ProbeRun]) -> None:

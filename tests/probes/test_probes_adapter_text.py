@@ -92,7 +92,7 @@ def test_the_training_follows_the_loss_with_texts(tmp_path: Path) -> None:
     rate = 0.1
     expected = 0.5 - rate * 1.9 * (slope + 5e-4 * 0.5)  # Nesterov's first step, weight decay
     x_END, member = torch.from_numpy(x).float()[None], torch.from_numpy(np.eye(4)[y]).float()[None]
-    trained = train_adapters(x_END, member, [0], Recipe(rate, 1, scale, T), text)
+    trained = train_adapters(x_END, member, [0], Recipe(rate, 1, scale, T), [text])
     assert trained.alpha.item() == pytest.approx(expected, abs=2e-5)
     assert abs(trained.alpha.item() - 0.5) > 1e-3
     untaught = train_adapters(x_END, member, [0], Recipe(rate, 1, scale, T))

@@ -441,6 +441,24 @@ def test_changed_text_embeddings_of_a_probe_run_only_the_probe_again(
     assert {i.split("-")[0] for i in before - after} == {"probe"}
 
 
+def test_a_changed_file_of_a_clip_folder_runs_only_the_probe_again(
+    user_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("kdep_bench.probes.clip_folder._installed", lambda _: True)
+    folder, work = tmp_path / "clip", tmp_path / "work"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "clip"}')
+    (folder / "tokenizer.json").write_text("{}")
+    header = b'{"visual_projection.weight": {"shape": [512, 1280]}}'
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    probe = {"base": "sgva_clip_prompt", "text_model": "clip"}  # a path without "/"
+    before = stages_with(user_data, work, probes=[probe], data="pocket")
+    (folder / "tokenizer.json").write_text('{"version": 1}')
+    after = stages_with(user_data, work, probes=[probe], data="pocket")
+    assert {i.split("-")[0] for i in before - after} == {"probe"}
+
+
 def test_a_changed_weights_file_of_a_method_runs_its_stages_again(
     user_data: Path, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from kdep_bench.suite.schema import Json, Suite
 
 POCKET = {**SUITE, "data": "pocket", "tasks": ["pocket_probe"]}
 # Probes of teachers leave out methods without a teacher.
-ALL = sorted(set(names("probe")) - {"teacher", "sgva_clip_text"})
+ALL = sorted(set(names("probe")) - {"teacher", "sgva_clip_text", "sgva_clip_prompt"})
 
 
 def planning_error(**change: Any) -> str:
@@ -334,3 +334,33 @@ def test_a_probe_with_texts_requires_an_existing_file():
         probes=[absent], methods=["tinyvit"], teacher="efficientnet_lite0_black_box"
     )
     assert "compares texts with the feature of the teacher" in black_box
+
+
+def write_clip(path: Path, width: int = 768, positions: int = 77) -> str:
+    """The folder of a CLIP with all that planning reads; returns its path."""
+    path.mkdir()
+    config = {"model_type": "clip", "text_config": {"max_position_embeddings": positions}}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "tokenizer.json").write_text("{}")
+    header = json.dumps({"visual_projection.weight": {"shape": [512, width]}}).encode()
+    (path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    return str(path)
+
+
+def test_a_probe_with_a_prompt_requires_the_folder_of_the_teacher_s_clip(tmp_path, monkeypatch):
+    def error(teacher: str = "clip_vitb16", **change: Any) -> str:
+        return planning_error(probes=[dict(base="sgva_clip_prompt", **change)], teacher=teacher)
+
+    assert "no text encoder" in error()
+    assert "absent does not exist" in error(text_model="absent")
+    monkeypatch.setattr("kdep_bench.probes.clip_folder._installed", lambda _: False)
+    clip = write_clip(tmp_path / "clip")
+    assert "pip install 'transformers" in error(text_model=clip)
+    monkeypatch.setattr("kdep_bench.probes.clip_folder._installed", lambda _: True)
+    narrow = write_clip(tmp_path / "narrow", width=512)
+    assert "reads features of 512 dimensions" in error(text_model=narrow)
+    assert "has at least 77 tokens" in error(text_model=clip, context=76)
+    assert "has at least 77 tokens" in error(text_model=clip, words="a " * 76)
+    probe = dict(base="sgva_clip_prompt", text_model=clip, context=74)
+    plan = build_plan(build(**POCKET, teacher="clip_vitb16", probes=[probe]))
+    assert {r.method["name"] for r in plan.probes} == {"kdep"}
