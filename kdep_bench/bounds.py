@@ -43,6 +43,7 @@ MultipleOf32 = Annotated[int, Field(ge=32, multiple_of=32)]
 Bits = Annotated[int, Field(ge=2, le=8)]
 Bits16 = Annotated[int, Field(ge=2, le=16)]
 LiteVariant = Annotated[int, Field(ge=0, le=2)]  # of EfficientNet-Lite; refuses True and 1.0
+Words = Annotated[str, Field(pattern=r"\S")]  # at least one character that is not a space
 Counts = Annotated[Sequence[Count], Field(min_length=1)]
 Positives = Annotated[Sequence[Positive], Field(min_length=1)]
 Fractions = Annotated[Sequence[Fraction], Field(min_length=1)]

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdep_bench.bounds import Count, Counts, Fractions, Positive, Positives
+from kdep_bench.bounds import Count, Counts, Fractions, Positive, Positives, Words
 from kdep_bench.errors import KdepError
 from kdep_bench.files import plain_text
 from kdep_bench.probes.adapter import Adapters, Recipe, drawn_images, mean_top1, train_adapters
@@ -302,7 +302,7 @@ class SgvaClipPrompt(Probe):
         text_model: str | None,
         draws: Count = 3,
         context: Count = 16,
-        words: str | None = None,
+        words: Words | None = None,
         rates: Positives = (5e-4, 3.5e-3),
         prompt_rates: Positives = (5e-5, 3.5e-3),
         fusion: Fractions = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
@@ -321,7 +321,7 @@ class SgvaClipPrompt(Probe):
 
     def measure(self, data: Inputs) -> Measured:
         train = data.teacher_splits["train"]
-        x, classes = unit(train.after), np.unique(train.labels)
+        x, classes = unit(train.post_activation), np.unique(train.labels)
         names = [train.classes[c] for c in classes]
         self.folder.check_width(x.shape[1])
         tower = TextTower(self.folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -361,6 +362,7 @@ def test_a_probe_with_a_prompt_requires_the_folder_of_the_teacher_s_clip(tmp_pat
     assert "reads features of 512 dimensions" in error(text_model=narrow)
     assert "has at least 77 tokens" in error(text_model=clip, context=76)
     assert "has at least 77 tokens" in error(text_model=clip, words="a " * 76)
+    assert "words" in error(text_model=clip, words=" ")
     probe = dict(base="sgva_clip_prompt", text_model=clip, context=74)
-    plan = build_plan(build(**POCKET, teacher="clip_vitb16", probes=[probe]))
+    plan = build_plan(build(**{**POCKET, "teacher": "clip_vitb16"}, probes=[probe]))
     assert {r.method["name"] for r in plan.probes} == {"kdep"}
