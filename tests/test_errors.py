@@ -38,7 +38,7 @@ def test_an_error_has_no_double_full_stop():
         ("its sum is 80a3f12...", "its sum is 80a3f12... Fix: copy it..."),
         ("there is nothing in ..", "there is nothing in .. Fix: copy it..."),
         ("there is nothing in a/.", "there is nothing in a/. Fix: copy it..."),
-        ("it failed..", "it failed. Fix: copy it..."),
+        ("it failed..", "it failed. Fix: copy it..."),  # neither of the two: one full stop is left
     ],
 )
 def test_an_ellipsis_and_the_path_of_a_folder_are_not_cut(problem, text):

@@ -12,12 +12,13 @@ Questions
   bits      How much of the gain of KDEP (kdep - scratch) is left when backbone and neck have 8, 4
             or 2 bits? In `ghost`, each layer has its own number of bits, and the network is
             distilled from itself with 32 bits (self-teaching). `hybrid_bits` has no self-teaching.
-  teachers  Does a teacher that was trained on the task replace pre-training (transkd, nfd_transfer
-            from scratch against plain kdep), and does it add to it?
+  teachers  Does a teacher that was trained on the task replace pre-training (transkd from scratch
+            against plain kdep)? Is it better than plain transfer (transkd, nfd_transfer), from
+            scratch and after kdep?
   parts     Do the two parts that TransKD's authors add to the version "Base" (transkd) improve it:
             the GL-Mixer (transkd_gl) and the embedding assistants (transkd_ea)?
-  The claims were written before any of these scores existed. Each is about one pre-training and one
-  transfer method; `margin` is the smallest difference that counts.
+  The claims were written before any of these scores existed. Each compares two rows of the table: a
+  must be more than `margin` above b; a negative margin allows a to be that much below b.
 
 The methods ssda and ota need data of their own and have the suites `domains_pocket` and
 `ota_pocket`.

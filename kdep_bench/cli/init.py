@@ -251,7 +251,7 @@ def _tasks(discovery: Discovery, name: str) -> list[dict[str, Any]]:
     if discovery.coco:
         tasks.append(dict(base="pocket_det", name=f"{name}_det"))
     if discovery.masks:
-        palette = [_COLOURS[i % len(_COLOURS)] for i in range(discovery.mask_values)]
+        palette = [_COLOURS[i % len(_COLOURS)] for i in range(discovery.n_mask_classes)]
         recipe = dict(classes=_Variable("classes"), palette=palette)
         tasks.append(dict(base="pocket_seg", name=f"{name}_seg", chance=None, recipe=recipe))
     return tasks
@@ -281,7 +281,7 @@ def _text(discovery: Discovery, suite: dict[str, Any], path: Path) -> str:
     if not suite["tasks"]:
         suite = {k: v for k, v in suite.items() if k != "claims"}
     if discovery.masks:
-        names = [f"class_{i}" for i in range(discovery.mask_values)]
+        names = [f"class_{i}" for i in range(discovery.n_mask_classes)]
         lines += [f"classes = {_code(names)}", ""]
     return "\n".join([*lines, f"suite = {_code(suite)}", ""])
 
@@ -330,7 +330,7 @@ def _summary(discovery: Discovery) -> list[str]:
         lines.append("note: no validation split of the classes, so no linear probe")
     if discovery.masks:
         lines.append(
-            f"segmentation    {discovery.mask_values} classes; give them names in the file"
+            f"segmentation    {discovery.n_mask_classes} classes; give them names in the file"
         )
     return [*lines, *(shown(f"note: {note}") for note in discovery.notes)]
 

@@ -1,7 +1,8 @@
 """Teacher maps stored in a cache as int8, with one float16 scale per view and channel.
 
 code = round(map / scale) with scale = max |map| / 127 over the positions of one channel in one
-view, so that the rounding error is at most scale / 2 = max |map| / 254. In maps before an
+view, so that the rounding error is at most scale / 2 = max |map| / 254, except for a channel whose
+scale would be below MIN_SCALE. In maps before an
 activation, a few channels have values a hundred times as large as the others. A common scale would
 round the other channels to zero, so there is one scale per channel. A channel of H x W positions
 takes H W + 2 bytes instead of 2 H W.
@@ -21,8 +22,8 @@ MAX_CODE = 127  # the largest int8; -128 is not used, so codes are symmetric
 # The smallest scale, also of a channel of zeros. Numbers below it are subnormal in float16, which
 # are less precise.
 MIN_SCALE = float(np.finfo(np.float16).smallest_normal)
-# Limit of the cache check: |stored - computed map| / largest magnitude of the channel. It is about
-# twice the largest rounding error, 1/254.
+# Limit of the cache check: |stored - computed map| / largest magnitude of all channels. It is about
+# twice the largest rounding error of a channel, 1/254.
 TOLERANCE = 2.0**-7
 MAX_VALUE = float(np.finfo(np.float16).max)  # the maps are read as float16
 

@@ -2,7 +2,7 @@
 
 The work of a stage is what its time depends on: images seen (`pretrain`), samples (`views`,
 `cache`, `align`; one sample is one view of an image), iterations or epochs (`transfer`), the data
-fraction (a stage that makes the images of a method), otherwise 1. Finished stages of the same
+fraction (a `prepare` stage that generates images), or 1 (other stages). Finished stages of the same
 student, teacher or task are similar. Of these, the stages with the nearest amount of work are used.
 The estimate is the median of their seconds per unit of work, times the work of the stage. A stage
 without a similar finished stage has the default of its kind.
@@ -23,7 +23,8 @@ _MAX_MEASURED = 32  # most recent finished stages of a group that are used
 _SIMILAR = 0.1  # difference of |log(work ratio)| up to which two stages are equally near
 _MIN_SECONDS = 0.01  # smallest estimate, in seconds
 
-# Kind -> key of the output that has the seconds of all attempts; used if above the wall time.
+# Kind -> output with the seconds of all attempts. The wall time of an interrupted stage is that of
+# its last attempt, so the larger number is used.
 _SECONDS_KEYS = {"cache": "fill_s", "pretrain": "train_s"}
 
 
@@ -91,13 +92,14 @@ class Costs:
         if stage.kind == "transfer":
             return _iterations(spec)
         if "synthesis" in spec:
-            return float(spec["share"])
+            return float(spec["share"])  # the data fraction
         if stage.kind not in ("views", "cache", "align", "pretrain") or not takes_steps(spec):
             return 1.0
         images, views = self._images(stage)
         if images is None:
             return None
         if stage.kind == "pretrain":
+            # An epoch is all images of the pool, or those of the data fraction.
             over_pool = spec["budget"].get("epochs_over") == "pool"
             return images * (1.0 if over_pool else spec["share"]) * spec["budget"]["epochs"]
         return images * views * spec.get("share", 1.0)

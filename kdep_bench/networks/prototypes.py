@@ -31,24 +31,26 @@ def reconstruct(x_BCHW: Tensor, prototypes_KC: Tensor, tau: float) -> Tensor:
 
 @torch.no_grad()
 def spread_out(x_BCHW: Tensor, count: int) -> Tensor:
-    """[count, C]: positions of the maps, of length 1, in different directions.
+    """[count, C]: local features of the maps, of length 1, in different directions.
 
-    The first is the one least similar to the mean of all. Each other one is the position whose
-    largest cosine with those before it is smallest (farthest-first traversal). Positions of zeros,
-    which maps after a ReLU can have, are left out. Deterministic.
+    A local feature is the vector of channels at one position. The first is the one least similar to
+    their mean. Each following one is the one whose largest cosine with those chosen is smallest
+    (farthest-first traversal). Local features of zeros, which maps after a ReLU can have, are left
+    out. Deterministic.
 
     Raises:
-        KdepError: there are fewer positions, or fewer different directions, than `count`.
+        KdepError: there are fewer local features, or fewer different directions, than `count`.
     """
     x_NC = F.normalize(x_BCHW, dim=1).permute(0, 2, 3, 1).flatten(0, 2)
     x_NC = x_NC[x_NC.any(1)]
     if len(x_NC) < count:
         raise _too_few(count, len(x_NC), "positions that are not zero")
+    # Largest cosine with the chosen ones; for the first, the cosine with the mean.
     similarity = x_NC @ F.normalize(x_NC.mean(0), dim=0)
     chosen: list[Tensor] = []
     for k in range(count):
-        nearest, position = similarity.min(0)
-        if k and float(nearest) > SAME_DIRECTION:
+        cosine, position = similarity.min(0)
+        if k and float(cosine) > SAME_DIRECTION:
             raise _too_few(count, k, "different directions")
         chosen.append(x_NC[position])
         to_last = x_NC @ chosen[-1]

@@ -85,7 +85,7 @@ class CurriculumExperts(Objective):
 
     needs = frozenset({"logits"})
     stage_arguments = frozenset({"width", "teacher_classes", "epochs"})
-    every_teacher = True  # the argument `teachers` replaces teacher_classes
+    every_teacher = True  # the stage passes `teachers`, which replaces teacher_classes
     couples_samples = True
 
     def __init__(

@@ -99,8 +99,8 @@ class ImageSuperResolution(Objective):
     def enlarged_images(self, ctx: Context) -> Tensor:
         """SR(F): [B, 3, px, px], the image reconstructed at the teacher's resolution.
 
-        The student's first layer runs once more, in float32, because the student's forward pass
-        does not return its output.
+        The student's first layer runs once more, because the student's forward pass does not return
+        its output. It runs in float32, as objectives do.
         """
         assert ctx.images is not None
         return self.enlarge(self._first_convolution[0](ctx.images))

@@ -98,7 +98,7 @@ class FusedMaps(Objective):
 
     needs = frozenset({"labels"})
     stage_arguments = frozenset({"width", "classes", "student_maps"})
-    trained_peers = 1  # the default of `peers`, for forecasts
+    trained_peers = 1  # forecasts use it if the config does not set `peers`
 
     def __init__(
         self,

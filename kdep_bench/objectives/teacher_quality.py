@@ -20,15 +20,15 @@ from kdep_bench.objectives.weighted_assistants import (
 class BestTeacher(WeightedAssistantsWithLabels):
     """(1 - alpha) CE(y, student) + alpha tau^2 KL_tau(best teacher || student), on one head.
 
-    In the method's config, the candidates are one network, trained with different batch sizes and
-    for different numbers of epochs. For each candidate `a` the method has a second teacher,
+    In the method's config, the candidates have one architecture and were trained with different
+    batch sizes and numbers of epochs. For each candidate `a` the method has a second teacher,
     `a_proxy`: a small student after a short distillation from `a`. The proxy's top-1 accuracy on
     held-out images is the quality of `a`; ties are decided by the proxy's cross-entropy. The best
     candidate is chosen once, before training; the other teachers have no influence on the loss.
 
-    Source: re-implementation from the abstract of Vats and Crandall (arXiv 2112.10047): the quality
-    of distillation depends on the similarity information in the teacher's outputs, which long
-    training removes, and is controlled by the teacher's batch size and epochs. Chosen in this
+    Source: re-implementation from the abstract of Vats and Crandall (arXiv 2112.10047): the more
+    information on similarity the teacher's outputs have, the better is the distillation. Long
+    training removes it; the teacher's batch size and epochs control it. Chosen in this
     project: the short distillation as the measure of quality, the held-out images, and
     `similarity_information`, the measure of similarity information. The outputs of the pre-training
     stage contain this measure for every candidate, and its rank correlation with the quality.
@@ -104,7 +104,7 @@ class BestTeacher(WeightedAssistantsWithLabels):
 # ---- measures of a teacher's outputs ----
 
 
-def similarity_information(z_NC: np.ndarray, top_N: np.ndarray, tau: float = 1.0) -> float:
+def similarity_information(z_NC: np.ndarray, left_out_N: np.ndarray, tau: float = 1.0) -> float:
     """Mean entropy, in nats, of softmax(z / tau) over all classes but one, renormalised.
 
     It is 0 for one-hot probabilities (of which nothing is left without that class) and log(C - 1)
@@ -112,11 +112,11 @@ def similarity_information(z_NC: np.ndarray, top_N: np.ndarray, tau: float = 1.0
 
     Args:
         z_NC: logits.
-        top_N: the class of each sample that is left out, here its label.
+        left_out_N: the class of each sample that is left out, here its label.
         tau: temperature.
     """
     p_NC = softmax(z_NC, tau)
-    np.put_along_axis(p_NC, top_N[:, None], 0.0, 1)
+    np.put_along_axis(p_NC, left_out_N[:, None], 0.0, 1)
     rest_N1 = p_NC.sum(1, keepdims=True)
     q_NC = np.divide(p_NC, rest_N1, out=np.zeros_like(p_NC), where=rest_N1 > 0)
     return float(-(q_NC * np.log(q_NC + EPSILON)).sum(1).mean())

@@ -25,7 +25,8 @@ class TransformerLayers(Objective):
     tokens are compared if both networks have the same number of them, otherwise only patches are.
 
     With `relative`, every squared difference is divided by the teacher's mean square in the first
-    batch: an output of zero then has the loss 1 per block and quantity. Otherwise a few blocks
+    batch: a student whose scores and tokens are all zero then has the loss 1 for each of them, in
+    every block. Otherwise a few blocks
     would dominate, because tokens of vision transformers have large values in a few channels, and
     their scale grows from block to block.
 
@@ -69,20 +70,20 @@ class TransformerLayers(Objective):
         self.average_heads, self.relative = bool(average_heads), bool(relative)
         self.projector = nn.Linear(width, teacher_attention["width"])
         self.mean_squares = FirstBatch(2 * len(self.pairs) + 1)
-        self._student: list[BlockRecorder] = []
+        self._recorders: list[BlockRecorder] = []
 
     def attach(self, student: nn.Module, new_network: Callable[..., nn.Module]) -> None:
         depth = len(self.pairs)
-        self._student = [BlockRecorder(student, range(depth), "the student", depth)]
+        self._recorders = [BlockRecorder(student, range(depth), "the student", depth)]
 
     def remove(self) -> None:
         """Stops recording the student's blocks."""
-        self._student.pop().remove()
+        self._recorders.pop().remove()
 
     def terms(self, ctx: Context) -> dict[str, Tensor]:
         assert ctx.teacher is not None
         assert ctx.teacher.attention is not None
-        student, teacher = self._student[0].take(), ctx.teacher.attention
+        student, teacher = self._recorders[0].take(), ctx.teacher.attention
         first = first_tokens(student, teacher)
         scores = self.scores(student, teacher, first)
         hidden = [
@@ -128,27 +129,30 @@ class TransformerLayers(Objective):
             out.append((s, t))
         return out
 
-    def total_error(self, pairs: list[tuple[Tensor, Tensor]], number: int, name: str) -> Tensor:
+    def total_error(self, pairs: list[tuple[Tensor, Tensor]], first: int, name: str) -> Tensor:
         """[B]: sum over the pairs of the mean squared difference.
 
         Args:
             pairs: (student's, teacher's) tensors [B, ...].
-            number: number of the first pair in `mean_squares`.
+            first: index of the first pair in `mean_squares`; the others follow it.
             name: name of the quantity, for errors.
         """
         errors = []
-        for k, (s, t) in enumerate(pairs, number):
+        for k, (s, t) in enumerate(pairs, first):
             error = (s - t).square().flatten(1).mean(1)
             if self.relative:
                 mean_square = self.mean_squares(_mean_square_of(t), f"the teacher's {name}", k)
-                # Not divided: autograd would store the buffer, which later pairs change in place.
+                # A division by `mean_square` would make autograd keep that buffer, which later
+                # pairs change in place.
                 error = error * (1 / mean_square)
             errors.append(error)
         return torch.stack(errors).sum(0)
 
 
 def first_tokens(student: Attention, teacher: Attention) -> tuple[int, int]:
-    """The first compared token of both: 0 with equal numbers of class tokens, else the patches.
+    """Index of the first compared token of each network, for `S` and `H`.
+
+    It is 0 if both have the same number of class tokens, otherwise that of the first patch.
 
     Raises:
         KdepError: the networks have different numbers of patches.

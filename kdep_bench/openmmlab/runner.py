@@ -46,7 +46,7 @@ def build_runner(
     log_level: str = "INFO",
     resume: bool = False,
 ) -> Runner:
-    """Builds a Runner from a copy of `cfg`; `setup(scope)` must be called before.
+    """Builds a Runner from a copy of `cfg`; call `openmmlab.setup(scope)` first.
 
     The Runner also logs to the suite's `runtime.trackers`. A loss that is NaN or infinite stops the
     training (StopOnBadLoss). Every checkpoint gets a seal, a second file with its SHA-256
@@ -140,7 +140,8 @@ def _check_precision(cfg: Config) -> None:
     if kind.endswith("AmpOptimWrapper") and not torch.cuda.is_available():
         raise KdepError(
             "the config uses AmpOptimWrapper, which needs a GPU, and this machine has none",
-            fix="remove optim_wrapper.type from the recipe; OptimWrapper then trains in float32",
+            fix="remove optim_wrapper.type from it (in a task: from its `recipe`), so that "
+            "OptimWrapper trains in float32",
         )
 
 

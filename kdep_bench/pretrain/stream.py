@@ -28,7 +28,10 @@ FAULT = "fault"  # key of a KdepError that a loader's worker returns in place of
 
 
 class TeacherInputs:
-    """Reads the inputs of one teacher for a batch; arguments as in ViewStream."""
+    """Reads one teacher's part of a batch: its cached outputs, or the images for it.
+
+    The arguments are those of ViewStream.
+    """
 
     def __init__(
         self,

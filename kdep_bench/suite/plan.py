@@ -64,7 +64,8 @@ STORED = {"logits", "maps", "tokens", "probabilities"}
 MAPS_OUTPUT = {"float16": "maps", "int8": "int8_maps"}
 # Kinds of the stages that a student and its intermediate teacher share.
 _COMMON = {"prepare", "views"}
-# Seed of the random weights of an untrained student: SEED_STEP * pre-training seed + transfer seed.
+# Seed of the random weights of an untrained student, unless each pre-training seed has one transfer
+# seed: SEED_STEP * pre-training seed + transfer seed.
 # `_check_untrained_seeds` refuses suites in which two pairs of seeds give the same value.
 SEED_STEP = 1000
 MAX_RUNS = 20_000  # largest number of transfer runs of a suite; planning them takes about 10 s
@@ -118,8 +119,8 @@ class _Builder:
         """Spec of the budget for a pre-training of `method` over `epochs`.
 
         `batch` replaces the budget's batch. `uses_full_pool`: whether the pre-training uses all
-        images. An epoch then has the same length for both values of `epochs_over`, which is left
-        out so that the stage ids are equal.
+        images. Then `epochs_over` (an epoch is the data fraction or all images) has no effect; it
+        is left out so that the stage ids do not depend on it.
         """
         overrides = method.get("optimizer") or {}
         key = epochs, uses_full_pool, canonical_json(overrides), batch
@@ -192,7 +193,8 @@ class _Builder:
                 check_pair(suite, student, method, suite.teachers[student["name"]])
                 if is_valid:  # these checks rely on valid data and tasks
                     check_transfer(suite, student, method, suite.teachers[student["name"]])
-        # The runs of a method rely on all methods: a teacher's cache has the outputs for all.
+        # Stops here if a method is invalid: a teacher's cache has the outputs that all methods
+        # read, so the stages of each method depend on the others.
         self.faults.raise_any(f"the suite {suite.name!r}")
         for student, method in pairs:
             with self.faults.collect():
@@ -213,9 +215,10 @@ class _Builder:
                 self.add_runs(prepare, student, method, fraction, pretrain_seed, transfer_seed)
 
     def check_data(self) -> None:
-        """Adds a fault for an unknown `type` of the data.
+        """Checks that the data fit the tasks, the probes and `share_by`; adds faults.
 
-        Also if the data do not fit the tasks, the probes or `share_by`.
+        Raises:
+            KdepError: the `type` of the data is unknown, or they do not fit the tasks.
         """
         suite = self.suite
         if (function := suite.data.get("type")) is not None:
@@ -238,7 +241,11 @@ class _Builder:
             )
 
     def check_student(self, student: Json) -> None:
-        """Raises KdepError if a student cannot do a task, or if a teacher's card is invalid."""
+        """Adds a fault for each task that a student cannot do.
+
+        Raises:
+            KdepError: its teacher's card is invalid.
+        """
         suite = self.suite
         for task in suite.tasks:
             with self.faults.collect():
@@ -427,9 +434,9 @@ class _Builder:
         """Adds the stages up to the export of one method with one pair of seeds.
 
         The teacher is `suite_teacher`, or an intermediate teacher, which is pre-trained first. In
-        the chain, stages of an intermediate teacher have roles that begin with "teacher."; if the
-        method has several teachers, the roles of a teacher's stages begin with its name:
-        "large.cache", "large.teacher.export".
+        the chain, stages of an intermediate teacher have names that begin with "teacher."; if the
+        method has several teachers, the names of a teacher's stages begin with its role in the
+        method, for example "large.cache" and "large.teacher.export" for the role "large".
 
         Args:
             epochs, batch: epochs and batch of the pre-training; None: the budget's.
@@ -464,7 +471,7 @@ class _Builder:
                 upstream = self.add_intermediate_teacher(
                     prepare, role_teacher, fraction, pretrain_seed, transfer_seed, suite_teacher
                 )
-                # A pool of generated images is stored whole.
+                # The cache of a pool of generated images covers all of it.
                 largest_fraction = None if pool == prepare else 1.0
                 stages = self.teacher_stages(
                     pool, needs["views"], student, role_teacher, part, upstream, largest_fraction

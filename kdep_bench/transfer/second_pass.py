@@ -17,8 +17,8 @@ class SecondPass:
     """Computes the task's loss again, from features that a transfer method changed.
 
     The second pass draws the random numbers of the first (dropout, sampled boxes), so unchanged
-    features have the same loss, and the random numbers of the next step are those of a training
-    without it. BatchNorm layers normalise by the statistics of the second pass, but do not add them
+    features have the same loss. The next step draws the same random numbers as without a second
+    pass. BatchNorm layers normalise by the statistics of the second pass, but do not add them
     to their running statistics, because the network is scored on unchanged features.
 
     It is not a module, so the task's model is not registered as a part of the transfer method.
@@ -92,9 +92,9 @@ def random_state(device: torch.device) -> list[Tensor]:
 
 @contextmanager
 def same_random_numbers(states: Sequence[Tensor], features: Sequence[Tensor]) -> Iterator[None]:
-    """Context with the states of `random_state` of the features' device.
+    """Sets the random states `states`, as returned by `random_state`; restores the others at exit.
 
-    The present states are restored at its end.
+    `features` are tensors on the device of the states.
     """
     device = features[-1].device
     with torch.random.fork_rng(devices=[device] if len(states) > 1 else []):

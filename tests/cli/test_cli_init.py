@@ -74,7 +74,7 @@ def test_init_finds_the_pool_and_the_splits_of_classes_boxes_and_masks(root):
     assert discovery.masks == {
         s: (root / "scenes" / s, root / "scenes" / f"{s}_masks") for s in ("train", "test")
     }
-    assert discovery.mask_values == 3  # 0, 1 and 2; 255 is ignored
+    assert discovery.n_mask_classes == 3  # 0, 1 and 2; 255 is ignored
 
 
 def test_boxes_are_not_paired_with_images_of_another_split(root):
@@ -201,7 +201,7 @@ def test_masks_with_one_class_or_with_values_above_255_give_no_task(
 def test_the_values_of_16_bit_masks_are_counted(tmp_path):
     for split in ("train", "test"):
         make_pair(tmp_path, split, 3, np.uint16)
-    assert discover(tmp_path).mask_values == 4  # 0 to 3, the largest value in the masks
+    assert discover(tmp_path).n_mask_classes == 4  # 0 to 3, the largest value in the masks
 
 
 def test_a_note_says_that_the_pool_contains_test_images(tmp_path):

@@ -38,7 +38,7 @@ def build(queue: int = 7, views: int = 1, **arguments: Any) -> ContrastiveDistil
 
 
 def context(step: int, rows: list[int] | None = None) -> Context:
-    """Random features of the batch of a step; `rows` are the row numbers of its samples.
+    """Random features of the batch of a step; `rows`: its samples' numbers, image * views + view.
 
     By default each step has new images.
     """
@@ -138,20 +138,23 @@ def test_other_views_and_repetitions_of_an_image_are_no_negatives():
     objective.terms(first)
     ctx = context(1, [4, 5, 8])  # images 2, 2 and 4
     queued, batch = teacher_features(first), teacher_features(ctx)
-    # The queued feature of image 2 is no negative of image 4 either: the batch has image 2 again.
+    # For image 4, the features of image 2 in the batch replace the older one in the queue.
     negatives = [[batch[2], queued[1]], [batch[2], queued[1]], [batch[0], batch[1], queued[1]]]
     expected = info_nce(objective, ctx, negatives, 0.3679)  # 1 / e, the default temperature
     assert objective.terms(ctx)["contrast"].tolist() == pytest.approx(expected, rel=1e-6)
 
 
-def test_only_student_projector_and_temperature_get_a_gradient():
+def test_the_student_the_projector_and_the_temperature_get_a_gradient():
     objective = build()
     objective.terms(context(0))
     ctx = context(1)
     assert ctx.teacher is not None
     ctx.teacher.pooled.requires_grad_()
+    ctx.pre_activation.requires_grad_()
     objective.terms(ctx)["contrast"].mean().backward()
     assert ctx.teacher.pooled.grad is None
+    assert ctx.pre_activation.grad is not None
+    assert bool(ctx.pre_activation.grad.any())
     assert all(p.grad is not None and bool(p.grad.any()) for p in objective.parameters())
     assert {n for n, _ in objective.named_parameters()} == {
         "log_scale",
@@ -206,7 +209,7 @@ def test_the_bound_on_mutual_information_rises_in_training(tmp_path: Path):
         run.optimizer.zero_grad()
         loss.backward()
         run.optimizer.step()
-    # Of the batch all but both views of the image itself, and the 41 batches of the queue.
+    # In the batch: all samples except the two views of the image; in the queue: 41 batches.
     negatives = BATCH - 2 + 41 * BATCH
     assert before + 0.5 < bound(500) < math.log(negatives + 1)
 

@@ -32,7 +32,7 @@ def space(*dimensions: tuple[str, list[Any]], **family: Any) -> Space:
 def test_the_computed_parameters_and_flops_equal_those_of_the_built_network(
     arguments: dict[str, Any],
 ) -> None:
-    px = 48 if arguments["width"] == 24 else 64
+    px = 48 if arguments["width"] == 24 else 64  # one case has another image size
     member = ResNetFamily(px, **arguments)
     student = member.student()
     net = build_backbone(student)

@@ -117,8 +117,8 @@ def lay_out(
 ) -> dict[str, str]:
     """Checks a set's archives, unpacks them into its folder below `root`, and converts files.
 
-    An interrupted run can be repeated; it resumes. If the conversion fails, the records that the
-    archives were unpacked are removed, as in `verify`.
+    An interrupted run can be repeated; it resumes. If the conversion fails, the seals of the
+    archives (`archives.Seal`: an archive was unpacked) are removed, as in `verify`.
 
     Args:
         dataset: the set.
@@ -168,7 +168,7 @@ def lay_out(
     if dataset.convert is not None:
         try:
             dataset.convert(folder, progress)
-        except KdepError as e:  # perhaps of an unpacked file that was damaged later
+        except KdepError as e:  # the cause may be a file that was damaged later
             drop_seals(folder)
             raise _with_command(e, dataset, root) from None
         except Exception:
@@ -182,7 +182,7 @@ def verify(
 ) -> dict:
     """Checks a set below `root`; returns its counts of images and classes.
 
-    If the check fails, the records that its archives were unpacked (`archives.Seal`) are removed.
+    If the check fails, the seals of its archives (`archives.Seal`: it was unpacked) are removed.
     The next `lay_out` then compares every file with the archives.
 
     Args:

@@ -93,7 +93,7 @@ def boxes_of(ids: np.ndarray) -> list[dict[str, Any]]:
 
 
 def convert(folder: Path, progress: Progress) -> None:
-    """Writes the annotation files; existing files of the same masks are replaced.
+    """Writes the annotation files of all domains and splits; existing ones are replaced.
 
     Raises:
         KdepError: there are no masks, or one cannot be read.
@@ -134,7 +134,7 @@ def _read_mask(path: Path) -> np.ndarray:
             expected="a PNG of gtFine_trainvaltest.zip",
             fix=how_to_unpack_again("foggy_cityscapes"),
         ) from None
-    if ids.ndim != 2 or ids.dtype == np.uint8:
+    if ids.ndim != 2 or ids.dtype not in (np.uint16, np.int32):  # as Pillow reads 16 bits
         raise KdepError(
             f"the mask {path} has {ids.ndim} dimensions of {ids.dtype}",
             expected="a grey image of 16 bits with instance ids",
@@ -146,7 +146,7 @@ def _read_mask(path: Path) -> np.ndarray:
 def verify(folder: Path, n_decoded: int | None) -> dict[str, int]:
     """Checks that the images of every annotation file exist, and decodes some of them.
 
-    Returns counts; see `OfficialSet.verify`. `train_clear_images` and so on.
+    Returns the counts of images, by names such as "train_clear_images"; see `OfficialSet.verify`.
     """
     need_dir(folder / "gtFine", "the folder of gtFine_trainvaltest.zip")
     counts: dict[str, int] = {}

@@ -49,7 +49,7 @@ class Discovery:
         classify: folder of class folders by split.
         coco: (json, folder of its images) by split.
         masks: (folder of images, folder of masks) by split.
-        mask_values: the largest mask value except 255, plus one; 0 without masks.
+        n_mask_classes: the largest mask value except 255, plus one; 0 without masks.
         notes: decisions and what was left out, with reasons, as text for the user.
     """
 
@@ -60,16 +60,16 @@ class Discovery:
     classify: dict[str, Path] = field(default_factory=dict)
     coco: dict[str, tuple[Path, Path]] = field(default_factory=dict)
     masks: dict[str, tuple[Path, Path]] = field(default_factory=dict)
-    mask_values: int = 0
+    n_mask_classes: int = 0
     notes: list[str] = field(default_factory=list)
 
 
-def discover(root: Path, classes_of_boxes: bool = False) -> Discovery:
+def discover(root: Path, box_folders_are_classes: bool = False) -> Discovery:
     """Searches the folder `root` for the parts of a data set.
 
     Args:
         root: the folder to search.
-        classes_of_boxes: whether folders of images with boxes may be used as classes.
+        box_folders_are_classes: whether folders of images with boxes may be used as classes.
 
     Raises:
         KdepError: the folder does not exist, contains no image, or the first image of each of its
@@ -92,7 +92,7 @@ def discover(root: Path, classes_of_boxes: bool = False) -> Discovery:
     _note_unreadable_images(parts, folders)
     _find_boxes(parts, folders)
     _find_masks(parts, folders)
-    _find_classes(parts, folders, classes_of_boxes)
+    _find_classes(parts, folders, box_folders_are_classes)
     for part in (parts.classify, parts.coco, parts.masks):
         _require_test_split(part, parts.notes)
     _find_pool(parts, folders)
@@ -327,20 +327,19 @@ def _find_masks(parts: Discovery, folders: Folders) -> None:
             candidates.append((split, folder, (nearest, folder)))
     candidates.sort(key=lambda c: c[1])
     parts.masks = _one_data_set(candidates, parts)
-    counts = [_count_values(m, folders[m][0]) for _, m in parts.masks.values()]
-    parts.mask_values = max(counts, default=0)
-    if parts.masks and not 2 <= parts.mask_values <= _IGNORED_MASK_VALUE:
+    counts = [_mask_classes(m, folders[m][0]) for _, m in parts.masks.values()]
+    parts.n_mask_classes = max(counts, default=0)
+    if parts.masks and not 2 <= parts.n_mask_classes <= _IGNORED_MASK_VALUE:
         parts.notes.append(
-            f"{parts.masks[min(parts.masks)][1]}: left out, because mask values must be class "
-            f"numbers 0, 1, ... of 2 to {_IGNORED_MASK_VALUE} classes ({_IGNORED_MASK_VALUE} is "
-            "ignored), but "
+            f"{parts.masks[min(parts.masks)][1]}: left out, because mask values must be numbers of "
+            f"2 to {_IGNORED_MASK_VALUE} classes, from 0 ({_IGNORED_MASK_VALUE} is ignored), but "
             + (
-                f"the largest value in these masks is {parts.mask_values - 1}"
-                if parts.mask_values
+                f"the largest value in these masks is {parts.n_mask_classes - 1}"
+                if parts.n_mask_classes
                 else f"these masks have only {_IGNORED_MASK_VALUE}"
             )
         )
-        parts.masks, parts.mask_values = {}, 0
+        parts.masks, parts.n_mask_classes = {}, 0
 
 
 def _are_masks(folder: Path, names: list[str]) -> bool:
@@ -358,7 +357,7 @@ def _mode(path: Path) -> str:
         return ""
 
 
-def _count_values(folder: Path, names: list[str]) -> int:
+def _mask_classes(folder: Path, names: list[str]) -> int:
     """The largest mask value of a folder, except 255, plus one."""
     largest = -1
     for name in names:
@@ -372,8 +371,11 @@ def _count_values(folder: Path, names: list[str]) -> int:
     return largest + 1
 
 
-def _find_classes(parts: Discovery, folders: Folders, classes_of_boxes: bool) -> None:
-    """Sets `parts.classify`: sibling folders of splits with the same two or more class folders."""
+def _find_classes(parts: Discovery, folders: Folders, box_folders_are_classes: bool) -> None:
+    """Sets `parts.classify`: folders named after splits that have the same class folders.
+
+    There must be at least two of these, and the folders of the splits are in one folder.
+    """
     mask_folders = {folder for pair in parts.masks.values() for folder in pair}
     box_folders = {images for _, images in parts.coco.values()}
     candidates: dict[Path, dict[str, Path]] = defaultdict(dict)
@@ -402,7 +404,7 @@ def _find_classes(parts: Discovery, folders: Folders, classes_of_boxes: bool) ->
         if len(same) < 2:
             continue
         has_boxes = any(box_folders & {f, *_inner(f, folders)} for f in same.values())
-        if has_boxes and not classes_of_boxes:
+        if has_boxes and not box_folders_are_classes:
             parts.notes.append(
                 f"{parent}: no classification, because its images also have boxes, and folders of "
                 "images with boxes are often not classes; if these are classes, run init again "
@@ -432,7 +434,7 @@ def _require_test_split(part: dict[str, Any], notes: list[str]) -> None:
     def first_path(split: str) -> Path:
         return part[split][0] if isinstance(part[split], tuple) else part[split]
 
-    if "val" in part and "test" not in part:
+    if "val" in part and "train" in part and "test" not in part:
         part["test"] = part.pop("val")
         notes.append(
             f"{first_path('test')}: the validation split is used as test split, because there is "
@@ -449,7 +451,7 @@ def _find_pool(parts: Discovery, folders: Folders) -> None:
     evaluated = [p for s, p in parts.classify.items() if s != "train"]
     evaluated += [images for s, (_, images) in parts.coco.items() if s != "train"]
     evaluated += [images for s, (images, _) in parts.masks.items() if s != "train"]
-    labelled = [*evaluated, *(masks for _, masks in parts.masks.values())]
+    not_pool = [*evaluated, *(masks for _, masks in parts.masks.values())]
 
     def count(folder: Path) -> int:
         return sum(len(images) for f, (images, _) in folders.items() if f.is_relative_to(folder))
@@ -459,7 +461,7 @@ def _find_pool(parts: Discovery, folders: Folders) -> None:
         for f in folders
         if f.name.lower() in POOL_NAMES
         and count(f)
-        and not any(e.is_relative_to(f) or f.is_relative_to(e) for e in labelled)
+        and not any(e.is_relative_to(f) or f.is_relative_to(e) for e in not_pool)
     ]
     if named:
         parts.pool = max(named, key=lambda f: (count(f), str(f)))

@@ -40,9 +40,8 @@ class Layout:
             root: the user's folder.
             names: paths of its images, relative to `root`.
             target: the folder in the layout.
-            may_link_folder: whether `names` are all images that the readers of `target` would find
-                in `root`. The folder itself is then linked, unless an image must be renamed or
-                converted.
+            may_link_folder: whether `root` has no images other than `names`. The folder itself is
+                then linked, unless an image must be renamed or converted.
         """
         placed = {n: placed_name(n, self.info[root / n]) for n in names}
         is_unchanged = all(n == p and self.info[root / n].plain for n, p in placed.items())
@@ -61,7 +60,7 @@ class Layout:
             self._add_row(place, hashes[file])
 
     def place(self) -> None:
-        """Writes the links and converted copies of the files that were added one by one."""
+        """Writes the links and converted copies of all files that are in no linked folder."""
         while self._links:  # a file may have several paths; each pass writes one of them
             one_per_file: dict[Path, Path] = {}
             rest = [

@@ -24,9 +24,8 @@ _STEP_TIME = (
 )
 _COSTS = (
     "Learning rate: the largest value of the schedule.",
-    "Peak memory: of a run, the larger of the peaks of pre-training and transfer. The table has "
-    "the lowest over the method's runs, because the transfer to some tasks needs more memory than "
-    "the pre-training.",
+    "Peak memory: of a run, the larger of the peaks of pre-training and transfer; in the table, "
+    "that of the method's run with the lowest one.",
     "Extra parameters: trained or stored with the student and dropped at export.",
     "Extra forward passes: in addition to the student's one per image seen. They are those of all "
     "other networks (cached or live teacher, peer networks, moving averages), additional passes of "

@@ -50,8 +50,8 @@ def paired_notes(view: BoardView) -> list[str]:
         "for four groups: (first method is kdep, or another) x (single task, or mean over tasks). "
         "Intervals are not corrected, so an interval may exclude 0 although the result is not "
         "significant.",
-        "The marks of the best methods and the claims are corrected for other numbers of "
-        "comparisons, so they may differ from this table."
+        "Bold scores and claims are corrected for other numbers of comparisons, so they may differ "
+        "from this table."
         + " If a claim differs, its verdict counts, because the claim was written before the run."
         * bool(view.verdicts),
     ]

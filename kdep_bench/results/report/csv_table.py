@@ -121,7 +121,7 @@ def _csv_value(value: object) -> object:
 
 
 def csv_table(view: BoardView) -> str:
-    """The text of leaderboard.csv, with one line per row of the tables and task.
+    """The text of leaderboard.csv, with one line for every row and task.
 
     Scores are fractions and times are seconds. A text that a spreadsheet could read as a formula
     begins with a single quote.

@@ -432,8 +432,8 @@ TERMS = (
         "No other method of the task is significantly better (multiple comparisons with the best, "
         "Hsu 1984). With probability 0.95 the method with the best true mean is among the best. If "
         "the differences of two methods have a larger standard deviation than the pooled one, "
-        "their own is used, which widens the interval. So a method whose scores vary more can be "
-        "among the best although a method with a higher mean is not. In the summary: number of "
+        "their own is used, which widens the interval, so a method whose scores vary more can be "
+        "among the best while one with a higher mean is not. In the summary: number of "
         "tasks on which a method is among the best. "
         "rank_best, rank_worst: the best and the worst rank that Dunnett's tests do not exclude.",
         ("among the best", "among_best", "rank_best", "rank_worst"),

@@ -56,8 +56,8 @@ _BEST = (
     "{best}: among the best of the task, which means that no other method is significantly better "
     "(multiple comparisons with the best, level 5 %). The standard deviation is pooled over all "
     "methods of the task. If the differences of two methods have a larger standard deviation, it "
-    "is used for these two instead. So a method whose scores vary more can be among the best "
-    "although a method with a higher mean is not."
+    "is used for these two instead, so a method whose scores vary more can be among the best while "
+    "one with a higher mean is not."
 )
 _NO_BEST = "No score is marked as best, because no method has two seeds."
 _INTERVALS = (
@@ -360,7 +360,7 @@ def claim_notes(view: BoardView) -> list[str]:
     if any(v.cost != "—" for v in view.verdicts):
         notes.append(
             "Cost ratio: pre-training cost of the first method divided by that of the second, both "
-            "including the teacher cache. A claim with a limit on it is refuted if it is higher."
+            "including the teacher cache. A claim with a limit is refuted if the ratio is above it."
         )
     if any(v.seeds_to_decide is not None for v in view.verdicts):
         notes.append(
@@ -577,8 +577,9 @@ def _reproduce(view: BoardView) -> list[str]:
     if not rows:
         return []
     note = (
-        "`kdep-bench report <this folder>` rebuilds this file from its records. Each command below "
-        "trains and evaluates all rows named in its line again."
+        "`kdep-bench report <this folder>` rebuilds this file from its records. Each command "
+        "below trains and evaluates the rows in its line; finished stages in `work_dirs/` are "
+        "skipped."
     )
     return ["## Reproduce", "", note, "", *_table(view, REPRODUCE_HEAD, rows, 3)]
 

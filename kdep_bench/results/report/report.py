@@ -103,8 +103,11 @@ def build(
 
 
 def question(suite: str, configs: Path = CONFIGS / "suites") -> str:
-    """The first line of the docstring of a suite's config, or ""; the config is not executed."""
-    is_name = re.fullmatch(r"[\w-]+", suite)  # a record may be anybody's, and this becomes a path
+    """The question that a suite answers: the first line of its config's docstring, or "".
+
+    The config is not executed.
+    """
+    is_name = re.fullmatch(r"[\w-]+", suite)  # from a record, which is not trusted, into a path
     return docstring_line(configs / f"{suite}.py") if is_name else ""
 
 
@@ -228,7 +231,10 @@ def _checked(method_inputs: Any, path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _grid(results_dir: Path, factors: dict[str, Any] | None) -> ablation.Grid | None:
-    """The grid of `factors`, after writing them to factors.json; that of the file if None."""
+    """Writes `factors` to factors.json and returns their grid.
+
+    With None it reads that file, and returns None if there is none.
+    """
     path = results_dir / "factors.json"
     if factors is not None:
         write_json(path, factors)

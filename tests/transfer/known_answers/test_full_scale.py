@@ -2,8 +2,7 @@
 
 Every image has one colour, which stands for a number, its code (see networks.py); the head learns
 from the training images which class a code means. If the training data of a set are in several
-parts, each part has other classes, so that a part that is not read lowers the score. Each set also
-has a split that must not be read.
+parts, each part has other classes, so that a part that is not read lowers the score.
 """
 
 from __future__ import annotations
@@ -170,7 +169,7 @@ def test_official_finetuning_scores_the_test_images_by_their_own_labels(
     name: str, tmp_path: Path, in_subprocess: Callable[..., Any]
 ) -> None:
     """These faults would give other scores: training images scored (16/16), a part of the training
-    data left out, labels that start at another number (0 or 1), test images not cropped.
+    data left out, labels counted from 0 in place of 1 or the reverse, test images not cropped.
     """
     names = CLASSIFICATION[name](tmp_path / "p/data" / name)
     task = resolve("task", name)
@@ -197,7 +196,7 @@ def test_official_finetuning_scores_the_test_images_by_their_own_labels(
 def detection_task(name: str, answers: dict[str, Any]) -> dict[str, Any]:
     """The full-scale detection task with a short schedule and the detector `BoxReader`.
 
-    It returns the detections {code of an image: detections} of `answers`.
+    The detector returns `answers`: {code of an image: its detections}.
     """
     task = resolve("task", name)
     recipe = task["recipe"]
