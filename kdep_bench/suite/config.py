@@ -544,6 +544,9 @@ def _fault(model: type[BaseModel], path: list[str], faults: list[Any], where: st
         expected = f"dict({', '.join(f'{name}=...' for name in _fields_at(model, path))})"
     if fault["type"] == "list_type" and isinstance(wrong_value, str | int | float):
         expected, fix = "a list", f"write {path[-1]}=[{wrong_value!r:.80}]"
+        if path[0] == "seeds" and wrong_value in range(2, 11):  # probably a number of seeds
+            seeds = list(range(int(wrong_value)))
+            fix = f"write {path[-1]}={seeds} for {wrong_value} seeds, or [{wrong_value}] for one"
     if not path:
         problem, fix = f"the {where} is {wrong_value!r:.80}", f"write {expected}"
         return KdepError(problem, fix=fix)

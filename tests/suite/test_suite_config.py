@@ -117,6 +117,10 @@ def test_an_override_can_add_any_part_that_the_data_s_prepare_reads():
         ({"data": "/some/folder"}, "run kdep-bench init FOLDER; or choose one of: "),
         ({"teacher": "weights/net.pth"}, "for your own weights, write a config in"),
         ({"tasks": "smoke_probe"}, "expected a list"),
+        (
+            {"seeds": {"pretrain": 3, "transfer": [0]}},
+            "pretrain=[0, 1, 2] for 3 seeds, or [3] for one",
+        ),
         ({"budget": {**SUITE["budget"], "epochs": "three"}}, "expected a number"),
         ({"budget": {**SUITE["budget"], "batch": 0}}, "of at least 1"),
         ({"methods": ["kdep", "kdep"]}, "more than once"),
