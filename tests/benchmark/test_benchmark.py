@@ -267,7 +267,7 @@ def test_the_gpu_is_synchronised_before_a_time_is_read(monkeypatch):
 
 def test_the_loss_of_the_student_without_a_teacher_is_the_mean_square_of_its_feature():
     class Ctx:
-        before = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+        pre_activation = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
 
     size = steps.StudentAlone().terms(Ctx())["size"]  # pyright: ignore[reportArgumentType]
     torch.testing.assert_close(size, torch.tensor([12.5, 2.0]))

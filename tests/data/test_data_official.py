@@ -149,7 +149,8 @@ def test_a_folder_in_the_place_of_the_set_is_refused(
 ) -> None:
     assert prepare_data.main([str(tmp_path)]) == 2
     text = capsys.readouterr().err
-    assert "or a data config (.py). Fix: give the folder of all sets as --root" in text
+    assert "is a folder, not an official data set" in text
+    assert "and give the folder of all sets as --root" in text
 
 
 def test_a_missing_data_root_is_an_error_and_is_not_made_if_an_archive_is_missing(
@@ -175,7 +176,7 @@ def test_a_missing_data_root_is_an_error_and_is_not_made_if_an_archive_is_missin
     ("arguments", "fix"),
     [
         (["pocket", "--root", "X"], "configs/data/pocket.py --out DIR."),
-        (["mine"], "your own data needs no preparation."),
+        (["mine"], "run a suite with this data: its stage prepare reads your folders."),
         (["verify", "coco", "X"], "kdep-bench data coco --check --root DIR."),
         (["check"], "kdep-bench data SET --check --root DIR."),
         (["cocos"], "did you mean coco?"),

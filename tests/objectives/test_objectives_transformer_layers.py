@@ -117,7 +117,7 @@ def terms(
     objective: Any = TransformerLayers(
         STUDENT_SIZES[2], teacher.sizes(), student_depth=2, teacher_depth=4, **options
     ).double()
-    objective._student = [FixedRecorder(student)]
+    objective._recorders = [FixedRecorder(student)]
     feature = torch.zeros(B, 3)
     output = TeacherOutput(feature, None, attention=teacher)
     return objective, student, teacher, objective.terms(Context(feature, feature, teacher=output))
