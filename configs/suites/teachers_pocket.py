@@ -1,16 +1,16 @@
 """Thirteen teachers of one student: which property of a teacher predicts how good its student is?
 
 Command   python tools/run_suite.py configs/suites/teachers_pocket.py   (can be stopped and resumed)
-Cost      about an hour and a half on two cores, in addition to `methods_pocket`: for each of seven
+Cost      1 h 40 min on two cores with other work, in addition to `methods_pocket`: for each of 7
           new teachers of the pool, a cache of 64,000 views; 36 pre-trainings of 800 steps (95 s on
           one core) and 12 of self-trained teachers (up to 190 s); then 43 s of tasks each. On the
           same machine, kdep with Lite0 and scratch are the stages of `methods_pocket`
-Outcome   results/teachers_pocket: no measure of a teacher predicts the score of its student. The
-          teacher with the highest participation ratio, which `kdep-bench pick` recommends, costs
-          3.7 points against the best, a teacher chosen at random 3.4. The best of the thirteen is
-          Lite0 in the middle (37.5; Lite0 itself 33.9); the worst are the one with random weights
-          (30.5) and the early-stopped one (30.2). `kdep-bench pick --suite teachers_pocket
-          --images FOLDER` ranks the nine given teachers before the run
+Outcome   results/teachers_pocket: no measure of a teacher has a significant rank correlation with
+          the score of its student. The teacher with the highest participation ratio, which
+          `kdep-bench pick` recommends, costs 3.7 points against the best, one chosen at random 3.4.
+          The best of the thirteen is Lite0 in the middle (37.5; Lite0 itself 33.9); the worst are
+          the one with random weights (30.5) and the early-stopped one (30.2). `kdep-bench pick
+          --suite teachers_pocket --images FOLDER` ranks the nine given teachers before the run
 
 The protocol is that of `methods_pocket`: 3,200 images in two fixed views, 16 epochs, batch 64,
 three seeds. The method is `kdep` with its learning rate of that suite, which was chosen with the

@@ -69,11 +69,12 @@ def _check(students: list[dict[str, Any]], pipe: Any) -> None:
 
 def student_error(student: dict[str, Any]) -> KdepError | None:
     """The error if the network of a student's config has another width or tap; otherwise None."""
-    from kdep_bench.networks.backbone import PreActivationTap, build_backbone
+    import torch
+
+    from kdep_bench.pretrain.distiller import verified_network
 
     try:
-        tap = PreActivationTap(build_backbone(student), student["tap"])
-        tap.verify(student["width"], student["input_px"])
+        verified_network(student, torch.float32)
     except KdepError as e:
         problem = f"the student {student['name']!r} cannot be pre-trained: {e.problem}"
         return KdepError(problem, expected=e.expected, fix=e.fix)

@@ -205,9 +205,17 @@ class Distiller(BaseModel):
         """The objective's networks with their own optimisers; None if it has none.
 
         Raises:
-            KdepError: they would take a step in each of several micro-batches.
+            KdepError: they would take a step in each of several micro-batches, or the class does
+                not declare them, so that nothing would update them.
         """
+        modules = self.objective.auxiliary_modules()
         if not demands(objective).has_auxiliary_modules:
+            if modules:
+                raise KdepError(
+                    f"{type(self.objective).__name__} returns the auxiliary modules "
+                    f"{', '.join(modules)}, but its has_auxiliary_modules is False",
+                    fix="set has_auxiliary_modules = True in this class",
+                )
             return None
         if accumulate > 1:
             raise KdepError(
@@ -215,7 +223,7 @@ class Distiller(BaseModel):
                 f"would take a step in each of {accumulate} micro-batches",
                 fix="set budget.accumulate=1",
             )
-        return AuxiliaryModules(self.objective.auxiliary_modules())
+        return AuxiliaryModules(modules)
 
     @property
     def first_teacher_reader(self) -> TeacherReader:

@@ -121,6 +121,18 @@ def test_auxiliary_modules_are_refused_if_a_batch_is_split_into_micro_batches(
         pretrain(tmp_path, stages, METHOD, budget=BUDGET | {"accumulate": 2})
 
 
+class Undeclared(Opponent):
+    """An opponent whose adversary would never be updated, because it is not declared."""
+
+    has_auxiliary_modules = False
+
+
+def test_auxiliary_modules_that_the_class_does_not_declare_are_refused():
+    config = {"type": f"{__name__}.Undeclared", "width": 32, "teacher_width": 5}
+    with pytest.raises(KdepError, match="set has_auxiliary_modules = True in this class"):
+        Distiller(STUDENT, config, teacher={})
+
+
 def test_the_student_s_loss_does_not_train_an_auxiliary_module():
     config = METHOD["objective"] | {"width": 32, "teacher_width": 5}
     model = Distiller(STUDENT, config, teacher={}).train()
